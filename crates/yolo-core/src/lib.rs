@@ -5,6 +5,7 @@ pub mod detection;
 pub mod error;
 pub mod graph;
 pub mod layers;
+pub mod model;
 mod text;
 pub mod zoo;
 
@@ -12,3 +13,4 @@ pub use config::NetworkConfig;
 pub use detection::{Detection, Mask};
 pub use error::{Error, Result};
 pub use graph::Graph;
+pub use model::{Model, Outputs};
