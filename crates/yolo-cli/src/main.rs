@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the one that talks to the terminal")]
 
 mod commands;
+mod fetch;
 
 use std::process::ExitCode;
 
@@ -17,11 +18,17 @@ struct Cli {
 }
 
 #[derive(Debug, Subcommand)]
-enum Command {}
+enum Command {
+    Convert(commands::convert::Args),
+    Fetch(commands::fetch::Args),
+}
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome: anyhow::Result<ExitCode> = match cli.command {};
+    let outcome: anyhow::Result<ExitCode> = match &cli.command {
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Fetch(args) => commands::fetch::run(args),
+    };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)

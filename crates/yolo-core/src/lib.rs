@@ -3,10 +3,12 @@
 pub mod config;
 pub mod detection;
 pub mod error;
+pub mod files;
 pub mod graph;
 pub mod layers;
 pub mod model;
 mod text;
+pub mod weights;
 pub mod zoo;
 
 pub use config::NetworkConfig;

@@ -1,1 +1,4 @@
 //! The subcommands.
+
+pub(crate) mod convert;
+pub(crate) mod fetch;
