@@ -2,6 +2,8 @@
 
 pub mod detection;
 pub mod error;
+pub mod picture;
+pub mod post;
 
 pub use detection::{Detection, Mask};
 pub use error::{Error, Result};
