@@ -4,11 +4,14 @@
 //! [`open`] decodes to three 8-bit channels as `imread(..., IMREAD_COLOR)` does (a JPEG decoder may differ in the last digit).
 //! The channel order is RGB throughout.
 
+mod draw;
+mod font;
 mod letterbox;
 mod read;
 mod resize;
 mod write;
 
+pub use draw::{PALETTE, Style, annotate, colour};
 pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, to_tensor};
 pub use read::{MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;
