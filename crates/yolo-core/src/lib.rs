@@ -2,6 +2,7 @@
 
 pub mod detection;
 pub mod error;
+pub mod files;
 pub mod picture;
 pub mod post;
 

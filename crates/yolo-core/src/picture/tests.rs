@@ -297,8 +297,8 @@ fn boxes_are_drawn_in_their_class_colour_and_labels_stay_inside() {
     annotate(&mut image, &detections, &names, &Style::default());
     let changed: Vec<(u32, u32)> =
         image.enumerate_pixels().filter(|(x, y, p)| bare.get_pixel(*x, *y) != *p).map(|(x, y, _)| (x, y)).collect();
-    let white = changed.iter().filter(|&&(x, y)| image.get_pixel(x, y).0 == [255; 3]).count();
-    assert!(white > 40, "the text of the blue label: {white} white pixels");
+    let white = changed.iter().filter(|&&(x, y)| image.get_pixel(x, y).0.iter().all(|&c| c > 200)).count();
+    assert!(white > 40, "the text of the blue label: {white} nearly white pixels");
     assert!(changed.iter().any(|&(x, y)| x > 150 && y < 20), "the label of the box at the top right is inside it");
 }
 
