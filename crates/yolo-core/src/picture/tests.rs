@@ -101,7 +101,7 @@ fn letterboxes_as_yolov5() {
     let options = |auto, scale_fill, scale_up, stride| LetterboxOptions { auto, scale_fill, scale_up, stride };
     // YOLOv5's letterbox on black pictures: (from, shape, options, to, where the black is, half the padding).
     #[rustfmt::skip]
-    let cases: [((u32, u32), (u32, u32), LetterboxOptions, (u32, u32), [u32; 4], (f64, f64)); 13] = [
+    let cases = [
         ((810, 1080), (640, 640), options(true, false, true, 32), (480, 640), [0, 0, 480, 640], (0.0, 0.0)),
         ((810, 1080), (640, 640), options(false, false, true, 32), (640, 640), [80, 0, 560, 640], (80.0, 0.0)),
         ((500, 375), (640, 640), options(true, false, true, 32), (640, 480), [0, 0, 640, 480], (0.0, 0.0)),
