@@ -7,6 +7,8 @@ pub mod files;
 pub mod graph;
 pub mod layers;
 pub mod model;
+pub mod picture;
+pub mod post;
 mod text;
 pub mod weights;
 pub mod zoo;

@@ -1,0 +1,21 @@
+//! Pictures: reading them as YOLOv5 does, fitting them into a network's input, and drawing what was found.
+//!
+//! Everything that decides a detection follows OpenCV to the bit: [`resize_bilinear`] is its 8-bit `INTER_LINEAR`, and
+//! [`open`] decodes to three 8-bit channels as `imread(..., IMREAD_COLOR)` does (a JPEG decoder may differ in the last digit).
+//! The channel order is RGB throughout.
+
+mod draw;
+mod font;
+mod letterbox;
+mod read;
+mod resize;
+mod write;
+
+pub use draw::{PALETTE, Style, annotate, colour};
+pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, to_tensor};
+pub use read::{MAX_PIXELS, from_bytes, open};
+pub use resize::resize_bilinear;
+pub use write::{crop, save_jpeg, save_png};
+
+#[cfg(test)]
+pub(crate) mod tests;
