@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the one that talks to the terminal")]
 
 mod commands;
+mod device;
 mod fetch;
 
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     Convert(commands::convert::Args),
     Fetch(commands::fetch::Args),
+    Forward(commands::forward::Args),
+    Summary(commands::summary::Args),
 }
 
 fn main() -> ExitCode {
@@ -28,6 +31,8 @@ fn main() -> ExitCode {
     let outcome: anyhow::Result<ExitCode> = match &cli.command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Fetch(args) => commands::fetch::run(args),
+        Command::Forward(args) => commands::forward::run(args),
+        Command::Summary(args) => commands::summary::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

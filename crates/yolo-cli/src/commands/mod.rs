@@ -2,3 +2,5 @@
 
 pub(crate) mod convert;
 pub(crate) mod fetch;
+pub(crate) mod forward;
+pub(crate) mod summary;
