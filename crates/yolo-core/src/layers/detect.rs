@@ -103,6 +103,6 @@ impl Block for Detect {
         let values = self.anchors.iter().flatten().map(|&size| size as f32).collect();
         let shape = [self.anchors.len(), per_level, 2];
         let anchors = t.param("anchors", &shape, ParamKind::Buffer, Init::Values(values))?;
-        Ok(t.push(Op::Detect { anchors, classes: self.classes, per_level, masks: self.masks }, maps, outputs))
+        t.push(Op::Detect { anchors, classes: self.classes, per_level, masks: self.masks }, maps, outputs)
     }
 }
