@@ -2,6 +2,8 @@
 
 pub mod detection;
 pub mod error;
+pub mod files;
+pub mod weights;
 pub mod picture;
 pub mod post;
 
