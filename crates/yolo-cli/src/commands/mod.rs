@@ -1,1 +1,3 @@
 //! The subcommands.
+
+pub(crate) mod predict;
