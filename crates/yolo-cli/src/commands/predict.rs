@@ -10,6 +10,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use anyhow::{Context, bail};
 use candle_core::{DType, Device};
 use clap::ArgAction;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
 use yolo_core::detector::DetectOptions;
 use yolo_core::picture::Style;
 use yolo_core::weights::Weights;
@@ -305,13 +307,13 @@ fn open_writer(args: &Args, project: &Path, wanted: &Wanted, jobs: &[Job]) -> an
 
 /// The first Ctrl-C lets the batch in hand be finished and written; the second ends the program.
 fn stop_on_ctrl_c(stop: &Arc<AtomicBool>) -> anyhow::Result<()> {
-    let stop = Arc::clone(stop);
-    ctrlc::set_handler(move || {
-        if stop.swap(true, Ordering::Relaxed) {
-            std::process::exit(INTERRUPTED.into());
-        }
-    })
-    .context("Ctrl-C cannot be handled")
+    for signal in [SIGINT, SIGTERM] {
+        // In this order: the first signal finds the flag down, and raises it.
+        flag::register_conditional_shutdown(signal, INTERRUPTED.into(), Arc::clone(stop))
+            .and_then(|_| flag::register(signal, Arc::clone(stop)))
+            .context("Ctrl-C cannot be handled")?;
+    }
+    Ok(())
 }
 
 /// YOLOv5's first line: what the run was called with.
