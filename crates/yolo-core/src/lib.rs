@@ -1,11 +1,18 @@
 //! YOLOv5 networks with dynamic convolution, built from YOLOv5's YAML and run on Candle: from weights to detections.
 
+pub mod config;
 pub mod detection;
 pub mod error;
 pub mod files;
-pub mod weights;
+pub mod graph;
+pub mod layers;
 pub mod picture;
 pub mod post;
+mod text;
+pub mod weights;
+pub mod zoo;
 
+pub use config::NetworkConfig;
 pub use detection::{Detection, Mask};
 pub use error::{Error, Result};
+pub use graph::Graph;
