@@ -16,3 +16,6 @@ pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, to_tens
 pub use read::{MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;
 pub use write::{crop, save_jpeg, save_png};
+
+#[cfg(test)]
+pub(crate) mod tests;

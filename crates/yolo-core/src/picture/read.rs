@@ -16,7 +16,7 @@ const FORMATS: &str = "JPEG, PNG, BMP, WebP or TIFF";
 /// Reads a picture file: JPEG, PNG, BMP, WebP or TIFF, told by its content whatever its name is.
 ///
 /// As OpenCV's `imread(file, IMREAD_COLOR)`: the EXIF orientation is applied, grey becomes three equal channels, an alpha
-/// channel is dropped (not blended), and 16-bit samples keep their high byte.
+/// channel is dropped (not blended), and 16-bit samples keep their high byte (coloured TIFFs: are rounded).
 ///
 /// # Errors
 /// [`Error::Io`] where the file cannot be read; [`Error::Picture`] where it is empty, damaged, cut off, of another kind,
@@ -64,7 +64,8 @@ fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
         return Err("the JPEG data is cut off: it has no end marker".into());
     }
     let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
-    let mut picture = DynamicImage::ImageRgb8(eight_bits(DynamicImage::from_decoder(decoder).map_err(damaged)?));
+    let mut picture =
+        DynamicImage::ImageRgb8(eight_bits(DynamicImage::from_decoder(decoder).map_err(damaged)?, format));
     picture.apply_orientation(orientation);
     Ok(picture.into_rgb8())
 }
@@ -80,13 +81,15 @@ fn format_name(format: ImageFormat) -> &'static str {
     }
 }
 
-/// Three 8-bit channels, as OpenCV makes them; `image`'s own conversion rounds 16 bits instead of cutting them.
-fn eight_bits(picture: DynamicImage) -> RgbImage {
+/// Three 8-bit channels, as OpenCV makes them: 16 bits are cut, where `image`'s own conversion rounds them. Coloured TIFFs
+/// are rounded by OpenCV too (libtiff's doing).
+fn eight_bits(picture: DynamicImage, format: ImageFormat) -> RgbImage {
     let (width, height) = (picture.width(), picture.height());
     let high = |sample: u16| (sample >> 8) as u8;
     let data: Option<Vec<u8>> = match &picture {
         DynamicImage::ImageLuma16(p) => Some(p.pixels().flat_map(|p| [high(p.0[0]); 3]).collect()),
         DynamicImage::ImageLumaA16(p) => Some(p.pixels().flat_map(|p| [high(p.0[0]); 3]).collect()),
+        _ if format == ImageFormat::Tiff => None,
         DynamicImage::ImageRgb16(p) => Some(p.as_raw().iter().map(|&s| high(s)).collect()),
         DynamicImage::ImageRgba16(p) => {
             Some(p.pixels().flat_map(|p| [high(p.0[0]), high(p.0[1]), high(p.0[2])]).collect())

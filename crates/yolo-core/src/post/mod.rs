@@ -12,3 +12,6 @@ pub use boxes::{clip_boxes, round_boxes, scale_boxes};
 pub use masks::{crop_mask, process_mask, process_mask_native, scale_mask};
 pub use nms::{Candidate, NmsOptions, nms, nms_batch};
 pub use polygon::{contours, largest_contour, scale_segments};
+
+#[cfg(test)]
+mod tests;
