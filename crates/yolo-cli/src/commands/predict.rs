@@ -36,7 +36,8 @@ const INTERRUPTED: u8 = 130;
 ///
 /// Exit status: 0 all done, 1 some pictures could not be used, 2 nothing could be done.
 #[derive(Debug, clap::Args)]
-#[command(infer_long_args = true)]
+// As argparse has it: the start of a flag stands for the flag, and the last of several counts.
+#[command(infer_long_args = true, args_override_self = true)]
 pub(crate) struct Args {
     /// Weights: a .safetensors or .pt file, or the name of a published network
     #[arg(long, num_args = 1.., default_value = "yolov5s.pt", value_name = "FILE")]
