@@ -21,14 +21,18 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Convert(commands::convert::Args),
+    Fetch(commands::fetch::Args),
     #[command(visible_alias = "detect")]
     Predict(commands::predict::Args),
 }
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let outcome: anyhow::Result<ExitCode> = match cli.command {
-        Command::Predict(args) => commands::predict::run(&args),
+    let outcome: anyhow::Result<ExitCode> = match &cli.command {
+        Command::Convert(args) => commands::convert::run(args),
+        Command::Fetch(args) => commands::fetch::run(args),
+        Command::Predict(args) => commands::predict::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
