@@ -35,8 +35,10 @@ const NAVY: [u8; 3] = [0x0B, 0x14, 0x45];
 const DARK_TEXT_FROM: f32 = 0.35;
 /// Pixels an em of a label for each pixel of line thickness.
 const TEXT_FOR_LINE: f32 = 8.0;
+/// In small pictures, label text takes at most this share of the mean side, pixels an em.
+const TEXT_FOR_PICTURE: f32 = 0.04;
 /// The smallest label text, pixels an em.
-const SMALLEST_TEXT: f32 = 10.0;
+const SMALLEST_TEXT: f32 = 11.0;
 
 /// How [`annotate`] draws; the default is YOLOv5's look.
 #[derive(Debug, Clone, PartialEq)]
@@ -83,13 +85,18 @@ pub fn annotate(image: &mut RgbImage, detections: &[Detection], names: &[String]
     }
     let thickness = style.line_thickness.unwrap_or_else(|| automatic_thickness(width, height));
     let thickness = thickness.clamp(1, width.max(height)) as f32;
+    let text_limit = match style.line_thickness {
+        Some(_) => f32::INFINITY,
+        None => (width as f32 + height as f32) / 2.0 * TEXT_FOR_PICTURE,
+    };
+    let text_size = (thickness * TEXT_FOR_LINE).min(text_limit).max(SMALLEST_TEXT);
     for found in &drawn {
         stroke_rectangle(image, frame(found.bbox, width, height), thickness, colour(found.class));
     }
     if !style.hide_labels {
         for found in &drawn {
             let text = label(found, names, style.hide_conf);
-            draw_label(image, frame(found.bbox, width, height), &text, thickness, colour(found.class));
+            draw_label(image, frame(found.bbox, width, height), &text, text_size, thickness, colour(found.class));
         }
     }
 }
@@ -112,9 +119,9 @@ fn frame(bbox: [f32; 4], width: u32, height: u32) -> [f32; 4] {
         .map(f32::round)
 }
 
-fn draw_label(image: &mut RgbImage, frame: [f32; 4], text: &str, thickness: f32, colour: [u8; 3]) {
+/// Draws a label at a box's upper left corner; `size` in pixels an em, less where the picture is too narrow for it.
+fn draw_label(image: &mut RgbImage, frame: [f32; 4], text: &str, mut size: f32, thickness: f32, colour: [u8; 3]) {
     let (width, height) = (image.width() as f32, image.height() as f32);
-    let mut size = (thickness * TEXT_FOR_LINE).max(SMALLEST_TEXT);
     let mut line = Line::new(text, size);
     let margin = |size: f32| (size * 0.3).round();
     let room = (width - 2.0 * margin(size)).max(1.0);

@@ -199,3 +199,36 @@ fn load(path: &Path) -> Option<FontArc> {
     let face = |index| FontVec::try_from_vec_and_index(bytes.clone(), index).ok();
     face(index).or_else(|| face(0)).map(FontArc::new)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn text_advances_and_skips_what_has_no_shape() {
+        let width = |text: &str| Line::new(text, 20.0).width;
+        // Pillow's length of the same words in the same font and size; it rounds to 1/64 pixel.
+        assert!((width("person 0.88") - 106.58).abs() < 0.5, "{}", width("person 0.88"));
+        assert_eq!(width("a\u{FE0F}\u{200B}b"), width("ab"));
+        assert_eq!(width("a\nb"), width("a b"));
+        assert_eq!(width(""), 0.0);
+        // No font has a noncharacter.
+        assert_eq!(width("\u{FFFE}"), 12.0);
+    }
+
+    #[test]
+    fn system_fonts_are_ranked() {
+        let rank = |name: &str| rank(Path::new(name));
+        assert!(rank("NotoSansCJK-Regular.ttc") < rank("NotoSansCJK-Black.ttc"));
+        assert!(rank("/x/NotoSansCJK-Bold.ttc") < rank("/x/wqy-zenhei.ttc"));
+        assert!(rank("Hiragino Sans GB.ttc").is_some());
+        assert_eq!(rank("DejaVuSans.ttf"), None);
+        assert_eq!(rank("wqy-zenhei.txt"), None);
+    }
+
+    #[test]
+    fn what_is_no_font_is_passed_over() {
+        assert!(load(Path::new(env!("CARGO_MANIFEST_DIR"))).is_none());
+        assert!(load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml")).is_none());
+    }
+}

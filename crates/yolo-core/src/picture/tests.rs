@@ -101,7 +101,7 @@ fn letterboxes_as_yolov5() {
     let options = |auto, scale_fill, scale_up, stride| LetterboxOptions { auto, scale_fill, scale_up, stride };
     // YOLOv5's letterbox on black pictures: (from, shape, options, to, where the black is, half the padding).
     #[rustfmt::skip]
-    let cases: [((u32, u32), (u32, u32), LetterboxOptions, (u32, u32), [u32; 4], (f64, f64)); 13] = [
+    let cases = [
         ((810, 1080), (640, 640), options(true, false, true, 32), (480, 640), [0, 0, 480, 640], (0.0, 0.0)),
         ((810, 1080), (640, 640), options(false, false, true, 32), (640, 640), [80, 0, 560, 640], (80.0, 0.0)),
         ((500, 375), (640, 640), options(true, false, true, 32), (640, 480), [0, 0, 640, 480], (0.0, 0.0)),
@@ -297,8 +297,8 @@ fn boxes_are_drawn_in_their_class_colour_and_labels_stay_inside() {
     annotate(&mut image, &detections, &names, &Style::default());
     let changed: Vec<(u32, u32)> =
         image.enumerate_pixels().filter(|(x, y, p)| bare.get_pixel(*x, *y) != *p).map(|(x, y, _)| (x, y)).collect();
-    let white = changed.iter().filter(|&&(x, y)| image.get_pixel(x, y).0 == [255; 3]).count();
-    assert!(white > 40, "the text of the blue label: {white} white pixels");
+    let white = changed.iter().filter(|&&(x, y)| image.get_pixel(x, y).0.iter().all(|&c| c > 200)).count();
+    assert!(white > 40, "the text of the blue label: {white} nearly white pixels");
     assert!(changed.iter().any(|&(x, y)| x > 150 && y < 20), "the label of the box at the top right is inside it");
 }
 

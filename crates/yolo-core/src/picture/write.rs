@@ -1,12 +1,14 @@
 //! Cutting pictures out and writing them to files.
 
-use std::io::{BufWriter, Write};
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
 
 use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
-use image::{ImageResult, RgbImage, imageops};
+use image::{ImageError, ImageResult, RgbImage, imageops};
 
+use crate::files::write_whole;
 use crate::post::clip_boxes;
 use crate::{Error, Result};
 
@@ -57,26 +59,11 @@ pub fn save_png(path: impl AsRef<Path>, image: &RgbImage) -> Result<()> {
     save(path.as_ref(), |out| image.write_with_encoder(PngEncoder::new(out)))
 }
 
-fn save(path: &Path, encode: impl FnOnce(&mut dyn Write) -> ImageResult<()>) -> Result<()> {
-    let io = |source| Error::io(path, source);
-    let folder = match path.parent() {
-        Some(folder) if !folder.as_os_str().is_empty() => folder,
-        _ => Path::new("."),
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".yolo-");
-    // Temporary files are private by default; these become ordinary ones, as far as the user's umask lets them.
-    #[cfg(unix)]
-    let builder = builder.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o666));
-    let mut file = builder.tempfile_in(folder).map_err(io)?;
-    {
-        let mut out = BufWriter::new(file.as_file_mut());
-        encode(&mut out).map_err(|error| match error {
-            image::ImageError::IoError(source) => Error::io(path, source),
+fn save(path: &Path, encode: impl FnOnce(&mut BufWriter<File>) -> ImageResult<()>) -> Result<()> {
+    write_whole(path, |out| {
+        encode(out).map_err(|error| match error {
+            ImageError::IoError(source) => Error::io(path, source),
             error => Error::picture(path, format!("cannot be written: {error}")),
-        })?;
-        out.flush().map_err(io)?;
-    }
-    file.persist(path).map_err(|error| Error::io(path, error.error))?;
-    Ok(())
+        })
+    })
 }

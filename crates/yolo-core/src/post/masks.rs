@@ -1,6 +1,7 @@
 //! Masks from prototypes and coefficients: YOLOv5's `process_mask`, `process_mask_native` and `scale_image`.
 
 use candle_core::{DType, Tensor};
+use rayon::prelude::*;
 
 use crate::detection::Mask;
 use crate::picture::Placement;
@@ -25,13 +26,14 @@ pub fn process_mask(
     let (mh, mw) = (prototypes.height, prototypes.width);
     let scale_x = (mw as f64 / f64::from(shape.1)) as f32;
     let scale_y = (mh as f64 / f64::from(shape.0)) as f32;
+    let zoom = Zoom::new((mh, mw), shape);
     let mask = |(coefficients, bbox): (&&[f32], &[f32; 4])| {
         let [x1, y1, x2, y2] = *bbox;
         let crop = Window::of_box([x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y], mh, mw);
         let plane = prototypes.plane(coefficients, &crop);
-        if upsample { plane.resized(shape.0 as usize, shape.1 as usize, &crop) } else { plane.thresholded() }
+        if upsample { zoom.resized(&plane, &zoom.reached(&crop)) } else { plane.thresholded() }
     };
-    Ok(coefficients.iter().zip(boxes).map(mask).collect())
+    Ok(coefficients.par_iter().zip(boxes).map(mask).collect())
 }
 
 /// Masks at the picture's own resolution, finer at the edges: YOLOv5's `--retina-masks`.
@@ -48,16 +50,13 @@ pub fn process_mask_native(
     boxes: &[[f32; 4]],
     shape: (u32, u32),
 ) -> Result<Vec<Mask>> {
-    let prototypes = Prototypes::new(proto, coefficients, boxes, shape)?;
-    let inner = Window::of_picture((prototypes.height, prototypes.width), shape);
+    let prototypes = Prototypes::new(proto, coefficients, boxes, shape)?.cut(shape);
+    let zoom = Zoom::new((prototypes.height, prototypes.width), shape);
     let mask = |(coefficients, bbox): (&&[f32], &[f32; 4])| {
-        let plane = prototypes.plane(coefficients, &inner).cut(&inner);
-        let all = Window { top: 0, bottom: plane.height, left: 0, right: plane.width };
-        let mut mask = plane.resized(shape.0 as usize, shape.1 as usize, &all);
-        crop_mask(&mut mask, *bbox);
-        mask
+        let crop = Window::of_box(*bbox, shape.0 as usize, shape.1 as usize);
+        zoom.resized(&prototypes.plane(coefficients, &zoom.read_by(&crop)), &crop)
     };
-    Ok(coefficients.iter().zip(boxes).map(mask).collect())
+    Ok(coefficients.par_iter().zip(boxes).map(mask).collect())
 }
 
 /// Clears what lies outside a box in the mask's own pixels: column `c` stays where `x1 <= c < x2`, rows likewise.
@@ -88,9 +87,10 @@ pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
         });
     }
     let inner = Window::of_picture((height, width), shape);
-    let plane = Plane { height, width, data: mask.data.iter().map(|&inside| f32::from(inside)).collect() }.cut(&inner);
-    let all = Window { top: 0, bottom: plane.height, left: 0, right: plane.width };
-    Ok(plane.resized(shape.0 as usize, shape.1 as usize, &all))
+    let data = mask.data.iter().map(|&inside| f32::from(inside)).collect();
+    let plane = Plane { height, width, data }.cut(&inner);
+    let zoom = Zoom::new((plane.height, plane.width), shape);
+    Ok(zoom.resized(&plane, &Window { top: 0, bottom: shape.0 as usize, left: 0, right: shape.1 as usize }))
 }
 
 /// Rows `top..bottom` and columns `left..right` of a plane.
@@ -156,6 +156,16 @@ impl Prototypes {
         Ok(Self { height, width, data })
     }
 
+    /// The part that a letterboxed picture of `shape` fills.
+    fn cut(self, shape: (u32, u32)) -> Self {
+        let inner = Window::of_picture((self.height, self.width), shape);
+        let rows = inner.bottom - inner.top;
+        let planes = self.data.chunks_exact(self.height * self.width);
+        let plane =
+            |data: &[f32]| Plane { height: self.height, width: self.width, data: data.to_vec() }.cut(&inner).data;
+        Self { height: rows, width: inner.right - inner.left, data: planes.flat_map(plane).collect() }
+    }
+
     /// The logistic of the mixed prototypes inside the window, 0 outside.
     fn plane(&self, coefficients: &[f32], window: &Window) -> Plane {
         let mut data = vec![0f32; self.height * self.width];
@@ -191,22 +201,50 @@ impl Plane {
         let data = self.data.iter().map(|&value| u8::from(value > 0.5)).collect();
         Mask { width: self.width as u32, height: self.height as u32, data }
     }
+}
 
-    /// Bilinear interpolation as PyTorch's `interpolate(mode="bilinear", align_corners=False)`, cut at one half. All values
-    /// outside `window` must be 0.
-    fn resized(&self, height: usize, width: usize, window: &Window) -> Mask {
+/// Bilinear interpolation as PyTorch's `interpolate(mode="bilinear", align_corners=False)`, cut at one half.
+struct Zoom {
+    rows: Vec<Tap>,
+    columns: Vec<Tap>,
+}
+
+impl Zoom {
+    /// From planes of (height, width) to masks of `shape`; no side may be 0.
+    fn new((height, width): (usize, usize), shape: (u32, u32)) -> Self {
+        Self { rows: taps(height, shape.0 as usize), columns: taps(width, shape.1 as usize) }
+    }
+
+    /// The pixels of the mask that read something of a window of the plane.
+    fn reached(&self, window: &Window) -> Window {
+        let span = |taps: &[Tap], low: usize, high: usize| {
+            let touched = |tap: &Tap| tap.low < high && tap.high >= low;
+            let first = taps.iter().position(touched).unwrap_or(0);
+            (first, taps.iter().rposition(touched).map_or(first, |last| last + 1))
+        };
+        let (top, bottom) = span(&self.rows, window.top, window.bottom);
+        let (left, right) = span(&self.columns, window.left, window.right);
+        Window { top, bottom, left, right }
+    }
+
+    /// The pixels of the plane that a window of the mask reads.
+    fn read_by(&self, window: &Window) -> Window {
+        let span = |taps: &[Tap]| taps.first().zip(taps.last()).map_or((0, 0), |(low, high)| (low.low, high.high + 1));
+        let (top, bottom) = span(&self.rows[window.top..window.bottom]);
+        let (left, right) = span(&self.columns[window.left..window.right]);
+        Window { top, bottom, left, right }
+    }
+
+    /// The mask of a plane inside a window of the mask; the rest is 0.
+    fn resized(&self, plane: &Plane, window: &Window) -> Mask {
+        let (height, width) = (self.rows.len(), self.columns.len());
         let mut mask = Mask { width: width as u32, height: height as u32, data: vec![0; width * height] };
-        let columns = taps(self.width, width);
-        let touched = |tap: &Tap| tap.low < window.right && tap.high >= window.left;
-        let first = columns.iter().position(touched).unwrap_or(width);
-        let last = columns.iter().rposition(touched).map_or(first, |last| last + 1);
-        for (out, row) in mask.data.chunks_exact_mut(width).zip(taps(self.height, height)) {
-            if row.low >= window.bottom || row.high < window.top {
-                continue;
-            }
-            let low = &self.data[row.low * self.width..][..self.width];
-            let high = &self.data[row.high * self.width..][..self.width];
-            for (out, column) in out[first..last].iter_mut().zip(&columns[first..last]) {
+        let rows = mask.data.chunks_exact_mut(width).zip(&self.rows);
+        for (out, row) in rows.take(window.bottom).skip(window.top) {
+            let low = &plane.data[row.low * plane.width..][..plane.width];
+            let high = &plane.data[row.high * plane.width..][..plane.width];
+            let span = window.left..window.right;
+            for (out, column) in out[span.clone()].iter_mut().zip(&self.columns[span]) {
                 let along =
                     |line: &[f32]| line[column.low] * column.weight_low + line[column.high] * column.weight_high;
                 *out = u8::from(along(low) * row.weight_low + along(high) * row.weight_high > 0.5);

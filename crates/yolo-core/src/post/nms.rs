@@ -1,6 +1,6 @@
 //! Non-maximum suppression: YOLOv5's `non_max_suppression`, with torchvision's `nms` inside.
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 
 use crate::{Error, Result};
 
@@ -101,7 +101,13 @@ pub fn nms_batch(prediction: &Tensor, options: &NmsOptions) -> Result<Vec<Vec<Ca
         });
     };
     check(columns, options)?;
-    let values = prediction.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()?;
+    // Borrowed, not copied, where the values are in main memory already.
+    let prediction = prediction.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+    let (storage, layout) = prediction.storage_and_layout();
+    let Storage::Cpu(storage) = &*storage else {
+        return Err(Error::Device("the predictions could not be brought to main memory".into()));
+    };
+    let values = &storage.as_slice::<f32>()?[layout.start_offset()..];
     let picture = rows * columns;
     (0..batch).map(|index| nms(&values[index * picture..][..picture], columns, options)).collect()
 }

@@ -186,6 +186,32 @@ fn masks_are_those_of_yolov5() {
 }
 
 #[test]
+fn native_masks_are_those_of_yolov5() {
+    let golden = golden("masks.safetensors");
+    let lists = coefficients(&golden["coefficients"]);
+    let lists: Vec<&[f32]> = lists.iter().map(Vec::as_slice).collect();
+    let masks = process_mask_native(&golden["proto"], &lists, &boxes(&golden["native_boxes"]), (150, 110)).unwrap();
+    let expected: Vec<u8> = golden["native_mask"].flatten_all().unwrap().to_vec1().unwrap();
+    assert_eq!(masks.len(), 5);
+    for (mask, expected) in masks.iter().zip(expected.chunks_exact(150 * 110)) {
+        assert_eq!((mask.height, mask.width), (150, 110));
+        assert!(mask.data == expected, "the pixels differ");
+    }
+}
+
+#[test]
+fn segments_are_scaled_as_yolov5() {
+    let points = [[0.0, 0.0], [3.0, 20.0], [17.0, 31.0], [63.0, 47.0], [40.0, 12.0]];
+    let placement = Placement::centred((48, 64), (150, 110));
+    let scaled = scale_segments(&points, &placement, false);
+    assert_eq!(scaled, [[0.0, 0.0], [0.0, 62.5], [8.125_001, 96.875], [110.0, 146.875], [80.0, 37.5]]);
+    let fractions = scale_segments(&points, &placement, true);
+    for (fraction, pixel) in fractions.iter().zip(&scaled) {
+        assert_eq!(*fraction, [pixel[0] / 110.0, pixel[1] / 150.0]);
+    }
+}
+
+#[test]
 fn outlines_are_those_of_opencv() {
     // `python opencv.py` in tests/data.
     #[rustfmt::skip]

@@ -1,9 +1,9 @@
 """Cuts the reference files down to what the picture and post-processing tests read.
 
-Usage: python convert.py GOLDENS_FOLDER   (needs numpy, opencv-python, safetensors; run in this folder)
+Usage: python convert.py GOLDENS_FOLDER YOLOV5_FOLDER   (needs numpy, opencv-python, safetensors, torch; run in this folder)
 
 GOLDENS_FOLDER holds yolov5n_bus_rect, yolov5n_bus_square and masks (.safetensors), written by PyTorch 2.11, OpenCV 5.0 and
-the YOLOv5 repository of 2026-08.
+the YOLOv5 repository of 2026-08; YOLOV5_FOLDER is a clone of it.
 """
 
 import sys
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import torch
 from safetensors.numpy import load_file, save_file
 
 goldens = Path(sys.argv[1])
@@ -25,7 +26,17 @@ for case in ("rect", "square"):
     kept[:: len(rows) // 50] = True  # ... fifty rows that must not matter
     names = ("nms", "nms_multilabel", "boxes")
     save_file({"output0": rows[kept], **{n: golden[n] for n in names}}, f"post/bus_{case}.safetensors")
-save_file(load_file(goldens / "masks.safetensors"), "post/masks.safetensors")
+
+# Masks at the resolution of a 150x110 picture, for boxes in its pixels.
+sys.path.insert(0, sys.argv[2])
+from utils.segment.general import process_mask_native  # noqa: E402
+
+golden = load_file(goldens / "masks.safetensors")
+boxes = np.round(golden["boxes"] * np.float32(150 / 160)).clip(0, [110, 150, 110, 150]).astype(np.float32)
+proto, coefficients = (torch.from_numpy(golden[n]) for n in ("proto", "coefficients"))
+native = process_mask_native(proto, coefficients, torch.from_numpy(boxes), (150, 110))
+golden |= {"native_boxes": boxes, "native_mask": native.numpy().astype(np.uint8)}
+save_file(golden, "post/masks.safetensors")
 
 # One picture, 5x3 pixels, in the forms that are converted on reading. `*_expected.png` is what imread makes of them.
 y, x = np.mgrid[0:3, 0:5].astype(np.uint16)
