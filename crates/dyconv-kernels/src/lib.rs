@@ -1,1 +1,10 @@
-//! Dynamic convolution.
+//! Dynamic convolution in which the batch is a real dimension.
+//!
+//! A dynamic convolution holds K expert kernels. Each sample is pooled to a vector, a small network turns the vector into
+//! K weights ([`route`]), the experts are mixed by these weights ([`mix_experts`]), and the sample is convolved with its
+//! own mixture ([`conv2d_per_sample`]). Folding the batch into groups, the way of PyTorch code, would run a loop over
+//! `batch * groups` convolutions here; batched matrix products do not.
+
+mod reference;
+
+pub use reference::{ConvConfig, Routing, conv2d_grouped, conv2d_per_sample, mix_experts, route};

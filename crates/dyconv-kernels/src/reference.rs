@@ -1,0 +1,285 @@
+//! The operations in plain Candle: right on every device, differentiable, and the oracle for any faster form.
+
+use candle_core::{D, Result, Tensor, bail};
+use candle_nn::ops::{sigmoid, softmax};
+
+/// Activation that turns routing logits into weights.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Routing {
+    /// Each expert weighed on its own (CondConv, arXiv 1904.04971).
+    Sigmoid,
+    /// Weights that sum to one (DY-CNN, arXiv 1912.03458).
+    Softmax {
+        /// Logits are divided by it.
+        temperature: f64,
+    },
+}
+
+/// Geometry of a convolution; pairs are (vertical, horizontal).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvConfig {
+    /// Kernel size.
+    pub kernel: (usize, usize),
+    /// Step between outputs, in input pixels.
+    pub stride: (usize, usize),
+    /// Zeros added on each side.
+    pub padding: (usize, usize),
+    /// Step between taps, in input pixels.
+    pub dilation: (usize, usize),
+    /// Groups of channels that are convolved on their own.
+    pub groups: usize,
+}
+
+impl Routing {
+    /// Weights from logits `[B, K]`.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Sigmoid => sigmoid(logits),
+            Self::Softmax { temperature } => softmax(&(logits / temperature)?, D::Minus1),
+        }
+    }
+}
+
+/// Routing weights of each sample: global average pool, linear layer, activation.
+///
+/// # Shapes
+/// `x` is `[B, C, H, W]`, `weight` `[K, C]`, `bias` `[K]`; the result is `[B, K]`.
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Result<Tensor> {
+    let (_, channels, _, _) = x.dims4()?;
+    let (_, features) = weight.dims2()?;
+    if channels != features {
+        bail!("route: `weight` takes {features} channels, `x` has {channels}");
+    }
+    let pooled = x.mean((2, 3))?;
+    routing.activate(&pooled.matmul(&weight.t()?)?.broadcast_add(bias)?)
+}
+
+/// Each sample's mixture of the experts: `sum_k r[b, k] * experts[k]`.
+///
+/// # Shapes
+/// `r` is `[B, K]`, `experts` `[K, P]`; the result is `[B, P]`.
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn mix_experts(r: &Tensor, experts: &Tensor) -> Result<Tensor> {
+    r.matmul(experts)
+}
+
+/// Convolution of each sample with its own kernels.
+///
+/// # Shapes
+/// `x` is `[B, Cin, H, W]`, `kernels` `[B, Cout * (Cin / groups) * kh * kw]`; the result is `[B, Cout, H', W']`.
+///
+/// # Errors
+/// Where the shapes do not fit, or the window does not fit into the padded map.
+pub fn conv2d_per_sample(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> Result<Tensor> {
+    let (batch, values) = kernels.dims2()?;
+    if batch != x.dim(0)? {
+        bail!("conv2d_per_sample: `kernels` has {batch} samples, `x` has {}", x.dim(0)?);
+    }
+    convolve(x, kernels, values, config)
+}
+
+/// Convolution of all samples with the same kernels, in groups, without a loop over them.
+///
+/// # Shapes
+/// `x` is `[B, Cin, H, W]`, `weight` `[Cout, Cin / groups, kh, kw]`; the result is `[B, Cout, H', W']`.
+///
+/// # Errors
+/// Where the shapes do not fit, or the window does not fit into the padded map.
+pub fn conv2d_grouped(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
+    let kernels = weight.flatten_all()?.unsqueeze(0)?;
+    convolve(x, &kernels, weight.elem_count(), config)
+}
+
+/// `kernels` is `[B, values]` or `[1, values]`.
+fn convolve(x: &Tensor, kernels: &Tensor, values: usize, config: &ConvConfig) -> Result<Tensor> {
+    let (batch, channels, ..) = x.dims4()?;
+    let groups = config.groups;
+    if groups == 0 || channels % groups != 0 {
+        bail!("convolution: {channels} channels do not divide by {groups} groups");
+    }
+    let taps = channels / groups * config.kernel.0 * config.kernel.1;
+    if taps == 0 || values % (taps * groups) != 0 {
+        bail!("convolution: {values} kernel values are no multiple of {taps} taps in {groups} groups");
+    }
+    let out_channels = values / taps;
+    let (columns, height, width) = im2col(x, config)?;
+    let columns = columns.reshape((batch, groups, taps, height * width))?;
+    let kernels = kernels.reshape((kernels.dim(0)?, groups, out_channels / groups, taps))?;
+    let y = if kernels.dim(0)? == batch { kernels.matmul(&columns)? } else { kernels.broadcast_matmul(&columns)? };
+    y.reshape((batch, out_channels, height, width))
+}
+
+/// The pixels under each tap of the window, `[B, C, kh * kw, H' * W']`, with H' and W'.
+fn im2col(x: &Tensor, config: &ConvConfig) -> Result<(Tensor, usize, usize)> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let ConvConfig { kernel, stride, padding, dilation, .. } = *config;
+    let axis = |size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize| {
+        let window = dilation * (kernel.max(1) - 1) + 1;
+        (size + 2 * padding).checked_sub(window).map(|room| room / stride.max(1) + 1)
+    };
+    let (Some(out_height), Some(out_width)) = (
+        axis(height, kernel.0, stride.0, padding.0, dilation.0),
+        axis(width, kernel.1, stride.1, padding.1, dilation.1),
+    ) else {
+        bail!("convolution: a window of {kernel:?} does not fit into a map of {height}x{width}");
+    };
+    if kernel == (1, 1) && stride == (1, 1) && padding == (0, 0) {
+        return Ok((x.reshape((batch, channels, 1, height * width))?, height, width));
+    }
+    // Room on the far side so that every tap can be cut out as whole strides.
+    let x = x.pad_with_zeros(2, padding.0, padding.0 + stride.0 - 1)?.pad_with_zeros(
+        3,
+        padding.1,
+        padding.1 + stride.1 - 1,
+    )?;
+    let mut taps = Vec::with_capacity(kernel.0 * kernel.1);
+    for i in 0..kernel.0 {
+        let rows = every(&x, 2, i * dilation.0, out_height, stride.0)?;
+        for j in 0..kernel.1 {
+            let tap = every(&rows, 3, j * dilation.1, out_width, stride.1)?;
+            taps.push(tap.reshape((batch, channels, 1, out_height * out_width))?);
+        }
+    }
+    Ok((Tensor::cat(&taps, 2)?, out_height, out_width))
+}
+
+/// `count` slices along `dim`, `step` apart, from `start` on.
+fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
+    let x = x.narrow(dim, start, count * step)?;
+    if step == 1 {
+        return Ok(x);
+    }
+    let mut dims = x.dims().to_vec();
+    dims[dim] = count;
+    dims.insert(dim + 1, step);
+    x.reshape(dims)?.narrow(dim + 1, 0, 1)?.squeeze(dim + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    /// Values that differ everywhere and need no random numbers.
+    fn wave(shape: &[usize], phase: f64) -> Tensor {
+        let count: usize = shape.iter().product();
+        let values: Vec<f64> = (0..count).map(|i| (i as f64 * 0.7 + phase).sin()).collect();
+        Tensor::from_vec(values, shape, &Device::Cpu).unwrap()
+    }
+
+    /// The definition, as eight nested loops in f64.
+    fn direct(x: &Tensor, kernels: &[f64], out: usize, c: &ConvConfig) -> Vec<f64> {
+        let (batch, channels, height, width) = x.dims4().unwrap();
+        let x: Vec<f64> = x.flatten_all().unwrap().to_vec1().unwrap();
+        let span = |size: usize, k: usize, s: usize, p: usize, d: usize| (size + 2 * p - d * (k - 1) - 1) / s + 1;
+        let oh = span(height, c.kernel.0, c.stride.0, c.padding.0, c.dilation.0);
+        let ow = span(width, c.kernel.1, c.stride.1, c.padding.1, c.dilation.1);
+        let per_group = channels / c.groups;
+        let mut y = Vec::new();
+        for b in 0..batch {
+            for o in 0..out {
+                let group = o / (out / c.groups);
+                for (i, j) in (0..oh).flat_map(|i| (0..ow).map(move |j| (i, j))) {
+                    let mut sum = 0.0;
+                    for ci in 0..per_group {
+                        for (ky, kx) in (0..c.kernel.0).flat_map(|ky| (0..c.kernel.1).map(move |kx| (ky, kx))) {
+                            let row = (i * c.stride.0 + ky * c.dilation.0).wrapping_sub(c.padding.0);
+                            let col = (j * c.stride.1 + kx * c.dilation.1).wrapping_sub(c.padding.1);
+                            if row < height && col < width {
+                                let kernel = (((b * out + o) * per_group + ci) * c.kernel.0 + ky) * c.kernel.1 + kx;
+                                let pixel = ((b * channels + group * per_group + ci) * height + row) * width + col;
+                                sum += kernels[kernel] * x[pixel];
+                            }
+                        }
+                    }
+                    y.push(sum);
+                }
+            }
+        }
+        y
+    }
+
+    fn assert_close(got: &[f64], expected: &[f64], what: &str) {
+        assert_eq!(got.len(), expected.len(), "{what}");
+        for (g, e) in got.iter().zip(expected) {
+            assert!((g - e).abs() <= 1e-12 * (1.0 + e.abs()), "{what}: {g} instead of {e}");
+        }
+    }
+
+    #[test]
+    fn convolutions_agree_with_their_definition() {
+        let one = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
+        let configs = [
+            (4, 6, one),
+            (4, 6, ConvConfig { stride: (2, 2), ..one }),
+            (4, 6, ConvConfig { kernel: (3, 3), padding: (1, 1), ..one }),
+            (4, 4, ConvConfig { kernel: (3, 3), padding: (1, 1), groups: 4, stride: (2, 2), ..one }),
+            (4, 8, ConvConfig { kernel: (1, 5), padding: (0, 2), stride: (1, 3), groups: 2, ..one }),
+            (6, 3, ConvConfig { kernel: (5, 3), padding: (4, 0), dilation: (2, 2), groups: 3, stride: (3, 2), ..one }),
+        ];
+        for (channels, out, config) in configs {
+            let x = wave(&[3, channels, 7, 9], 0.1);
+            let values = out * (channels / config.groups) * config.kernel.0 * config.kernel.1;
+            let kernels = wave(&[3, values], 0.5);
+            let flat: Vec<f64> = kernels.flatten_all().unwrap().to_vec1().unwrap();
+            let y = conv2d_per_sample(&x, &kernels, &config).unwrap();
+            assert_close(
+                &y.flatten_all().unwrap().to_vec1().unwrap(),
+                &direct(&x, &flat, out, &config),
+                &format!("{config:?}"),
+            );
+            // A strided view gives the same as its copy.
+            let view = wave(&[3, 7, 9, channels], 0.1).permute((0, 3, 1, 2)).unwrap();
+            let from_view = conv2d_per_sample(&view, &kernels, &config).unwrap();
+            let from_copy = conv2d_per_sample(&view.contiguous().unwrap(), &kernels, &config).unwrap();
+            assert_close(
+                &from_view.flatten_all().unwrap().to_vec1().unwrap(),
+                &from_copy.flatten_all().unwrap().to_vec1::<f64>().unwrap(),
+                "view",
+            );
+            let shared = wave(&[out, channels / config.groups, config.kernel.0, config.kernel.1], 0.5);
+            let repeated: Vec<f64> = shared.flatten_all().unwrap().to_vec1::<f64>().unwrap().repeat(3);
+            let y = conv2d_grouped(&x, &shared, &config).unwrap();
+            assert_close(&y.flatten_all().unwrap().to_vec1().unwrap(), &direct(&x, &repeated, out, &config), "shared");
+        }
+    }
+
+    #[test]
+    fn routing_weighs_each_sample_on_its_own() {
+        let (x, weight, bias) = (wave(&[2, 3, 4, 5], 0.3), wave(&[4, 3], 0.9), wave(&[4], 0.2));
+        let r = route(&x, &weight, &bias, Routing::Softmax { temperature: 2.0 }).unwrap();
+        let pooled: Vec<Vec<f64>> = x.mean((2, 3)).unwrap().to_vec2().unwrap();
+        let (w, b): (Vec<Vec<f64>>, Vec<f64>) = (weight.to_vec2().unwrap(), bias.to_vec1().unwrap());
+        for (row, pooled) in r.to_vec2::<f64>().unwrap().iter().zip(pooled) {
+            let logits: Vec<f64> =
+                (0..4).map(|k| w[k].iter().zip(&pooled).map(|(w, p)| w * p).sum::<f64>() + b[k]).collect();
+            let total: f64 = logits.iter().map(|l| (l / 2.0).exp()).sum();
+            let expected: Vec<f64> = logits.iter().map(|l| (l / 2.0).exp() / total).collect();
+            assert_close(row, &expected, "softmax");
+        }
+        let gates = route(&x, &weight, &bias, Routing::Sigmoid).unwrap();
+        assert!(gates.to_vec2::<f64>().unwrap().iter().flatten().all(|g| (0.0..1.0).contains(g)));
+    }
+
+    #[test]
+    fn misfits_are_named() {
+        let config = ConvConfig { kernel: (3, 3), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 2 };
+        let x = Tensor::zeros((2, 3, 5, 5), DType::F32, &Device::Cpu).unwrap();
+        let kernels = Tensor::zeros((2, 27), DType::F32, &Device::Cpu).unwrap();
+        let text = conv2d_per_sample(&x, &kernels, &config).unwrap_err().to_string();
+        assert!(text.contains("3 channels do not divide by 2 groups"), "{text}");
+        let config = ConvConfig { groups: 1, kernel: (7, 7), ..config };
+        let kernels = Tensor::zeros((2, 147), DType::F32, &Device::Cpu).unwrap();
+        let text = conv2d_per_sample(&x, &kernels, &config).unwrap_err().to_string();
+        assert!(text.contains("does not fit into a map of 5x5"), "{text}");
+    }
+}

@@ -1,0 +1,210 @@
+//! Each primitive operation in Candle's terms.
+
+use candle_core::{D, DType, Result, Tensor, bail};
+use candle_nn::ops::{sigmoid, softmax};
+use dyconv_kernels::{ConvConfig, Routing, conv2d_grouped, conv2d_per_sample, mix_experts, route};
+
+use super::{Model, decode};
+use crate::config::Activation;
+use crate::graph::{ConvGeometry, Op, ParamId, RouteActivation, RouteOp};
+
+/// YOLOv5 sets this on every batch normalisation.
+const BATCH_NORM_EPS: f64 = 1e-3;
+
+/// Runs one operation; `inputs` are those of its node.
+pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
+    let Some(&x) = inputs.first() else { bail!("an operation without input") };
+    let second =
+        || inputs.get(1).copied().ok_or_else(|| candle_core::Error::msg("an operation lacks its second input"));
+    let param = |id: ParamId| &model.params[id];
+    match op {
+        Op::Input => Ok(x.clone()),
+        Op::Conv2d { weight, bias, geometry } => add_bias(conv2d(x, param(*weight), geometry)?, bias.map(param)),
+        Op::ConvTranspose2d { weight, bias, geometry, output_padding } => {
+            add_bias(conv_transpose2d(x, param(*weight), geometry, *output_padding)?, bias.map(param))
+        }
+        Op::Route { route, .. } => run_route(x, route, param),
+        Op::DynamicConv2d { experts, bias, geometry, .. } => {
+            let routing = second()?;
+            let kernels = mix_experts(routing, &param(*experts).flatten_from(1)?)?;
+            let y = conv2d_per_sample(x, &kernels, &config(geometry))?;
+            match bias {
+                Some(bias) => y.broadcast_add(&mix_experts(routing, param(*bias))?.unsqueeze(2)?.unsqueeze(3)?),
+                None => Ok(y),
+            }
+        }
+        Op::BatchNorm { weight, bias, mean, var } => {
+            batch_norm(x, param(*weight), param(*bias), param(*mean), param(*var))
+        }
+        Op::Activation(activation) => activate(x, *activation),
+        Op::MaxPool2d { kernel, stride, padding } => {
+            pad(x, [*padding; 4], f64::NEG_INFINITY)?.max_pool2d_with_stride(*kernel, *stride)
+        }
+        Op::ZeroPad2d(sides) => pad(x, *sides, 0.0),
+        Op::Upsample { scale } => upsample(x, *scale),
+        Op::Add => x + second()?,
+        Op::Concat => Tensor::cat(inputs, 1),
+        Op::Narrow { channels } => x.narrow(1, 0, *channels),
+        Op::Focus => blocks(x, 2, [0, 5, 3, 1, 2, 4]),
+        Op::Contract { gain } => blocks(x, *gain, [0, 3, 5, 1, 2, 4]),
+        Op::Expand { gain } => {
+            let (b, c, h, w) = x.dims4()?;
+            let x = x.reshape([b, *gain, *gain, c / (gain * gain), h, w].as_slice())?;
+            x.permute([0, 3, 4, 1, 5, 2])?.reshape((b, c / (gain * gain), h * gain, w * gain))
+        }
+        Op::ToTokens => x.flatten_from(2)?.transpose(1, 2)?.contiguous(),
+        Op::FromTokens => x.transpose(1, 2)?.reshape(second()?.shape()),
+        Op::Linear { weight, bias, .. } => linear(x, param(*weight), bias.map(param)),
+        Op::Attention { heads, in_weight, in_bias, out_weight, out_bias, .. } => {
+            let [q, k, v] = inputs else { bail!("attention takes queries, keys and values") };
+            let parts = [param(*in_weight), param(*in_bias), param(*out_weight), param(*out_bias)];
+            attention([q, k, v], parts, *heads)
+        }
+        Op::Detect { anchors, classes, per_level, .. } => {
+            let strides = model.graph.strides();
+            decode::rows(inputs, param(*anchors), strides, *classes, *per_level)
+        }
+    }
+}
+
+fn config(geometry: &ConvGeometry) -> ConvConfig {
+    let ConvGeometry { kernel, stride, padding, dilation, groups, .. } = *geometry;
+    ConvConfig { kernel, stride, padding, dilation, groups }
+}
+
+/// Candle's convolution where it can do it, which is square and without groups.
+fn conv2d(x: &Tensor, weight: &Tensor, g: &ConvGeometry) -> Result<Tensor> {
+    let square = |(vertical, horizontal): (usize, usize)| vertical == horizontal;
+    if g.groups == 1 && square(g.stride) && square(g.padding) && square(g.dilation) {
+        return x.conv2d(weight, g.padding.0, g.stride.0, g.dilation.0, 1);
+    }
+    conv2d_grouped(x, weight, &config(g))
+}
+
+/// The transposed convolution as a convolution of the map spread out by its stride, with the kernels turned round.
+fn conv_transpose2d(x: &Tensor, weight: &Tensor, g: &ConvGeometry, output_padding: usize) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let (stride, dilation) = (g.stride.0, g.dilation.0);
+    let spread = x.reshape([b, c, h, 1, w, 1].as_slice())?;
+    let spread = spread.pad_with_zeros(3, 0, stride - 1)?.pad_with_zeros(5, 0, stride - 1)?;
+    let spread = spread.reshape((b, c, h * stride, w * stride))?;
+    let spread = spread.narrow(2, 0, (h - 1) * stride + 1)?.narrow(3, 0, (w - 1) * stride + 1)?;
+    let margin = (dilation * (g.kernel.0 - 1), dilation * (g.kernel.1 - 1));
+    let [left, right, top, bottom] = [margin.1, margin.1 + output_padding, margin.0, margin.0 + output_padding];
+    let spread = pad(&spread, [left, right, top, bottom], 0.0)?;
+    // [groups * in, out, kh, kw] to [groups * out, in, kh, kw]
+    let (kh, kw) = g.kernel;
+    let (inputs, outputs) = (g.in_channels / g.groups, g.out_channels / g.groups);
+    let weight = weight.reshape((g.groups, inputs, outputs, kh, kw))?.transpose(1, 2)?;
+    let weight = weight.reshape((g.out_channels, inputs, kh, kw))?.flip(&[2, 3])?.contiguous()?;
+    let plain = ConvGeometry { stride: (1, 1), padding: (0, 0), ..*g };
+    let full = conv2d_grouped(&spread, &weight, &config(&plain))?;
+    let (_, _, oh, ow) = full.dims4()?;
+    full.narrow(2, g.padding.0, oh - 2 * g.padding.0)?.narrow(3, g.padding.1, ow - 2 * g.padding.1)
+}
+
+fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    match bias {
+        Some(bias) => y.broadcast_add(&bias.reshape((1, (), 1, 1))?),
+        None => Ok(y),
+    }
+}
+
+fn run_route<'a>(x: &Tensor, op: &RouteOp, param: impl Fn(ParamId) -> &'a Tensor) -> Result<Tensor> {
+    match *op {
+        RouteOp::Linear { weight, bias, activation } => {
+            let routing = match activation {
+                RouteActivation::Sigmoid => Routing::Sigmoid,
+                RouteActivation::Softmax { temperature } => Routing::Softmax { temperature },
+            };
+            route(x, param(weight), param(bias), routing)
+        }
+        RouteOp::Attention { squeeze, weight, bias, temperature } => {
+            let pooled = x.mean((2, 3))?;
+            let hidden = pooled.matmul(&param(squeeze).flatten_from(1)?.t()?)?.relu()?;
+            let logits = hidden.matmul(&param(weight).flatten_from(1)?.t()?)?.broadcast_add(param(bias))?;
+            Routing::Softmax { temperature }.activate(&logits)
+        }
+    }
+}
+
+/// Batch normalisation by running statistics, as one scale and one shift a channel.
+fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, mean: &Tensor, var: &Tensor) -> Result<Tensor> {
+    let [weight, bias, mean, var] = [weight, bias, mean, var].map(|t| t.to_dtype(DType::F32));
+    let scale = (weight? / (var? + BATCH_NORM_EPS)?.sqrt()?)?;
+    let shift = (bias? - (mean? * &scale)?)?;
+    let per_channel = |t: Tensor| t.to_dtype(x.dtype())?.reshape((1, (), 1, 1));
+    x.broadcast_mul(&per_channel(scale)?)?.broadcast_add(&per_channel(shift)?)
+}
+
+fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
+    match activation {
+        Activation::Identity => Ok(x.clone()),
+        Activation::SiLU => x.silu(),
+        Activation::ReLU => x.relu(),
+        Activation::ReLU6 => x.clamp(0.0, 6.0),
+        Activation::LeakyReLU(slope) => x.relu()? - (x.neg()?.relu()? * slope)?,
+        Activation::Hardswish => x * ((x + 3.0)?.clamp(0.0, 6.0)? / 6.0)?,
+        // ln(1 + exp(x)), kept from overflowing.
+        Activation::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,
+        Activation::GELU => x.gelu_erf(),
+        Activation::Sigmoid => sigmoid(x),
+        Activation::Tanh => x.tanh(),
+    }
+}
+
+/// `value` around a map: left, right, top, bottom.
+fn pad(x: &Tensor, [left, right, top, bottom]: [usize; 4], value: f64) -> Result<Tensor> {
+    let extend = |x: &Tensor, dim: usize, before: usize, after: usize| {
+        if before + after == 0 {
+            return Ok(x.clone());
+        }
+        let block = |size: usize| {
+            let mut dims = x.dims().to_vec();
+            dims[dim] = size;
+            Tensor::full(value as f32, dims, x.device())?.to_dtype(x.dtype())
+        };
+        let (before, after) = (block(before)?, block(after)?);
+        Tensor::cat(&[&before, x, &after], dim)
+    };
+    extend(&extend(x, 3, left, right)?, 2, top, bottom)
+}
+
+/// Nearest neighbours by broadcasting, whose gradient adds up where the map has other readers.
+fn upsample(x: &Tensor, scale: usize) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let x = x.reshape([b, c, h, 1, w, 1].as_slice())?.broadcast_as([b, c, h, scale, w, scale].as_slice())?;
+    x.reshape((b, c, h * scale, w * scale))
+}
+
+/// Blocks of `side * side` pixels to channels, `order` permuting `[b, c, h, row, w, column]`.
+fn blocks(x: &Tensor, side: usize, order: [usize; 6]) -> Result<Tensor> {
+    let (b, c, h, w) = x.dims4()?;
+    let x = x.reshape([b, c, h / side, side, w / side, side].as_slice())?;
+    x.permute(order)?.reshape((b, c * side * side, h / side, w / side))
+}
+
+/// `x` is `[B, N, features]`.
+fn linear(x: &Tensor, weight: &Tensor, bias: Option<&Tensor>) -> Result<Tensor> {
+    let (b, n, features) = x.dims3()?;
+    let y = x.reshape((b * n, features))?.matmul(&weight.t()?)?.reshape((b, n, ()))?;
+    match bias {
+        Some(bias) => y.broadcast_add(bias),
+        None => Ok(y),
+    }
+}
+
+fn attention(qkv: [&Tensor; 3], parts: [&Tensor; 4], heads: usize) -> Result<Tensor> {
+    let [in_weight, in_bias, out_weight, out_bias] = parts;
+    let (b, n, features) = qkv[0].dims3()?;
+    let width = features / heads;
+    let project = |i: usize| {
+        let weight = in_weight.narrow(0, i * features, features)?;
+        let y = linear(qkv[i], &weight, Some(&in_bias.narrow(0, i * features, features)?))?;
+        y.reshape((b, n, heads, width))?.transpose(1, 2)?.contiguous()
+    };
+    let (q, k, v) = ((project(0)? / (width as f64).sqrt())?, project(1)?, project(2)?);
+    let weights = softmax(&q.matmul(&k.transpose(2, 3)?.contiguous()?)?, D::Minus1)?;
+    let y = weights.matmul(&v)?.transpose(1, 2)?.reshape((b, n, features))?;
+    linear(&y, out_weight, Some(out_bias))
+}

@@ -1,0 +1,170 @@
+//! A network running on Candle: any device, differentiable, the plain twin of every faster form.
+
+mod decode;
+mod exec;
+
+use candle_core::{DType, Tensor};
+use candle_nn::{Init as CandleInit, Module, VarBuilder};
+
+use crate::graph::{Graph, Init, NodeId, Op, Output};
+use crate::{Error, Result};
+
+/// A network with its weights.
+#[derive(Debug, Clone)]
+pub struct Model {
+    graph: Graph,
+    /// In the order of [`Graph::params`].
+    params: Vec<Tensor>,
+    /// For each node, the last node that reads it.
+    last_use: Vec<NodeId>,
+}
+
+/// What one forward pass gives.
+#[derive(Debug, Clone)]
+pub struct Outputs {
+    /// Decoded boxes `[B, anchors, 5 + classes (+ masks)]` in pixels of the network's input (centre, width, height,
+    /// objectness, class probabilities, raw mask coefficients); or the last layer's map of a feature extractor.
+    pub main: Tensor,
+    /// Mask prototypes `[B, masks, H / 4, W / 4]` of a segmentation network.
+    pub prototypes: Option<Tensor>,
+    /// The results of the layers that were asked for, in that order.
+    pub features: Vec<Tensor>,
+}
+
+impl Model {
+    /// Takes the network's parameters from `vb`, by their state-dict names.
+    ///
+    /// The data type and device are those of `vb`. From a `VarMap` that lacks a parameter, that parameter starts at random;
+    /// [`Graph::init`] gives starting values that are the same for the same seed.
+    ///
+    /// # Errors
+    /// Where a parameter is missing or has another shape.
+    pub fn load(graph: Graph, vb: VarBuilder<'_>) -> Result<Self> {
+        let load = |param: &crate::graph::Param| {
+            let init = match &param.init {
+                Init::Zeros | Init::DetectBias { .. } | Init::Values(_) => CandleInit::Const(0.0),
+                Init::Ones => CandleInit::Const(1.0),
+                Init::Uniform(bound) => CandleInit::Uniform { lo: -bound, up: *bound },
+                Init::Normal(deviation) => CandleInit::Randn { mean: 0.0, stdev: *deviation },
+            };
+            let tensor = vb.get_with_hints(param.shape.as_slice(), &param.name, init)?;
+            if let (Init::Values(values), true) = (&param.init, is_new(&tensor)?) {
+                return Ok(Tensor::from_slice(values, param.shape.as_slice(), vb.device())?.to_dtype(vb.dtype())?);
+            }
+            Ok(tensor)
+        };
+        let params = graph.params().iter().map(load).collect::<Result<Vec<_>>>()?;
+        let mut last_use: Vec<NodeId> = (0..graph.nodes().len()).collect();
+        for (i, node) in graph.nodes().iter().enumerate() {
+            node.inputs.iter().for_each(|&input| last_use[input] = i);
+        }
+        Ok(Self { graph, params, last_use })
+    }
+
+    /// The network's structure.
+    pub fn graph(&self) -> &Graph {
+        &self.graph
+    }
+
+    /// The parameter called `name`.
+    pub fn param(&self, name: &str) -> Option<&Tensor> {
+        let index = self.graph.params().iter().position(|param| param.name == name)?;
+        self.params.get(index)
+    }
+
+    /// Runs the network in evaluation mode.
+    ///
+    /// # Shapes
+    /// `x` is `[B, channels, H, W]` with values 0..=1; H and W multiples of [`Graph::stride`].
+    ///
+    /// # Errors
+    /// Where the shape does not fit the network, or the device fails.
+    pub fn run(&self, x: &Tensor) -> Result<Outputs> {
+        self.run_with_features(x, &[])
+    }
+
+    /// As [`Model::run`], and keeps what the given layers of the YAML give.
+    ///
+    /// # Errors
+    /// As [`Model::run`]; and where there is no such layer.
+    pub fn run_with_features(&self, x: &Tensor, layers: &[usize]) -> Result<Outputs> {
+        let height_width = self.check_input(x)?;
+        let wanted = self.layer_nodes(layers)?;
+        if x.dim(0)? == 0 {
+            return Err(Error::Argument { argument: "x", problem: "the batch is empty".into() });
+        }
+        self.graph.shapes(height_width.0, height_width.1)?;
+        let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes().len()];
+        let (main, prototypes) = match self.graph.output() {
+            Output::Segment { rows, prototypes } => (rows, Some(prototypes)),
+            other => (other.main(), None),
+        };
+        let kept = |node: NodeId| node == main || Some(node) == prototypes || wanted.contains(&node);
+        for (i, node) in self.graph.nodes().iter().enumerate() {
+            let value = match node.op {
+                Op::Input => x.clone(),
+                _ => {
+                    let inputs: Option<Vec<&Tensor>> =
+                        node.inputs.iter().map(|&input| values[input].as_ref()).collect();
+                    let inputs = inputs
+                        .ok_or_else(|| Error::Candle(candle_core::Error::msg("a value was dropped too early")))?;
+                    exec::run(self, &node.op, &inputs).map_err(|e| self.graph.layer_error(node.layer, e.to_string()))?
+                }
+            };
+            values[i] = Some(value);
+            for &input in &node.inputs {
+                if self.last_use[input] == i && !kept(input) {
+                    values[input] = None;
+                }
+            }
+        }
+        let get = |node: NodeId| {
+            values[node]
+                .clone()
+                .ok_or_else(|| Error::Candle(candle_core::Error::msg("an output was dropped too early")))
+        };
+        Ok(Outputs {
+            main: get(main)?,
+            prototypes: prototypes.map(get).transpose()?,
+            features: wanted.into_iter().map(get).collect::<Result<_>>()?,
+        })
+    }
+
+    /// Height and width of an input that the network can take.
+    fn check_input(&self, x: &Tensor) -> Result<(usize, usize)> {
+        let channels = self.graph.config().channels;
+        match x.dims() {
+            [_, c, h, w] if *c == channels && *h > 0 && *w > 0 => Ok((*h, *w)),
+            got => Err(Error::Shape {
+                what: "the network's input".into(),
+                expected: format!("[batch, {channels}, height, width]"),
+                got: format!("{got:?}"),
+            }),
+        }
+    }
+
+    fn layer_nodes(&self, layers: &[usize]) -> Result<Vec<NodeId>> {
+        let node = |&layer: &usize| {
+            self.graph.layers().get(layer).map(|layer| layer.node).ok_or_else(|| Error::Argument {
+                argument: "features",
+                problem: format!(
+                    "there is no layer {layer}, the last one is {}",
+                    self.graph.layers().len().saturating_sub(1)
+                ),
+            })
+        };
+        layers.iter().map(node).collect()
+    }
+}
+
+impl Module for Model {
+    /// The main output of [`Model::run`].
+    fn forward(&self, x: &Tensor) -> candle_core::Result<Tensor> {
+        self.run(x).map(|outputs| outputs.main).map_err(candle_core::Error::wrap)
+    }
+}
+
+/// Whether a tensor holds only zeros: what a `VarMap` gives for anchors that it does not know.
+fn is_new(tensor: &Tensor) -> Result<bool> {
+    Ok(tensor.to_dtype(DType::F32)?.abs()?.sum_all()?.to_scalar::<f32>()? == 0.0)
+}
