@@ -40,7 +40,7 @@ const INTERRUPTED: u8 = 130;
 #[command(infer_long_args = true, args_override_self = true)]
 pub(crate) struct Args {
     /// Weights: a .safetensors or .pt file, or the name of a published network
-    #[arg(long, num_args = 1.., default_value = "yolov5s.pt", value_name = "FILE")]
+    #[arg(long, action = ArgAction::Set, num_args = 1.., default_value = "yolov5s.pt", value_name = "FILE")]
     weights: Vec<String>,
 
     /// Network of weights that do not describe their own: a name (yolov5s) or a YAML file
@@ -53,7 +53,7 @@ pub(crate) struct Args {
     source: PathBuf,
 
     /// Size the network sees: one side, or height and width
-    #[arg(long, visible_aliases = ["img", "img-size"], num_args = 1..=2, default_values_t = [640], value_name = "PIXELS")]
+    #[arg(long, visible_aliases = ["img", "img-size"], action = ArgAction::Set, num_args = 1..=2, default_values_t = [640], value_name = "PIXELS")]
     imgsz: Vec<usize>,
 
     /// Smallest confidence of a detection
@@ -102,7 +102,7 @@ pub(crate) struct Args {
     nosave: bool,
 
     /// Only these classes, by number
-    #[arg(long, num_args = 1.., value_name = "CLASS")]
+    #[arg(long, action = ArgAction::Set, num_args = 1.., value_name = "CLASS")]
     classes: Option<Vec<usize>>,
 
     /// Let objects of different classes suppress each other
@@ -152,7 +152,7 @@ pub(crate) struct Args {
     json: bool,
 
     /// Print nothing but problems (and --json)
-    #[arg(long, action = ArgAction::SetTrue)]
+    #[arg(long)]
     quiet: bool,
 }
 

@@ -10,14 +10,14 @@ use yolo_core::weights::{NetworkMetadata, Weights, save};
 use yolo_core::{Graph, NetworkConfig};
 
 /// What the network finds in a 64x64 picture, the most confident first: box, class, confidence.
-pub const FOUND: [([f32; 4], &str, f64); 3] = [
+pub(crate) const FOUND: [([f32; 4], &str, f64); 3] = [
     ([24.0, 24.0, 40.0, 40.0], "cat", 0.964_351),
     ([16.0, 8.0, 48.0, 56.0], "dog", 0.775_803),
-    ([12.0, 12.0, 20.0, 20.0], "cat", 0.696_415),
+    ([12.0, 12.0, 20.0, 20.0], "cat", 0.696_388),
 ];
 
 /// Class names, one of which is no folder name.
-pub const NAMES: [&str; 3] = ["cat", "dog", "bird/fish"];
+pub(crate) const NAMES: [&str; 3] = ["cat", "dog", "bird/fish"];
 
 const YAML: &str = "
 nc: 3
@@ -37,18 +37,18 @@ head:
 ";
 
 /// Writes the weights of the detection network.
-pub fn detection(path: &Path) {
+pub(crate) fn detection(path: &Path) {
     write(path, "Detect, [nc, anchors]", 0, true);
 }
 
 /// Writes the weights of the detection network without its description, and that beside it.
-pub fn detection_bare(path: &Path, yaml: &Path) {
+pub(crate) fn detection_bare(path: &Path, yaml: &Path) {
     write(path, "Detect, [nc, anchors]", 0, false);
     std::fs::write(yaml, YAML.replace("HEAD", "Detect, [nc, anchors]")).unwrap();
 }
 
 /// Writes the weights of the segmentation network: the same boxes, each filled by its mask.
-pub fn segmentation(path: &Path) {
+pub(crate) fn segmentation(path: &Path) {
     write(path, "Segment, [nc, anchors, 32, 8]", 32, true);
 }
 
