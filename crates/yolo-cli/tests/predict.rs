@@ -1,4 +1,5 @@
 //! `yolo predict`, run as users run it.
+#![allow(clippy::print_stdout, reason = "a test that is skipped says so")]
 
 mod tiny;
 
