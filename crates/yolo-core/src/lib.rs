@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod detection;
+pub mod detector;
 pub mod error;
 pub mod files;
 pub mod graph;
@@ -15,6 +16,7 @@ pub mod zoo;
 
 pub use config::NetworkConfig;
 pub use detection::{Detection, Mask};
+pub use detector::{Batch, DetectOptions, Detector, Speed};
 pub use error::{Error, Result};
 pub use graph::Graph;
 pub use model::{Model, Outputs};

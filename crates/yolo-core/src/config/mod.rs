@@ -10,6 +10,7 @@ use std::path::Path;
 
 pub use arg::Arg;
 
+use crate::weights::Weights;
 use crate::{Error, Result, zoo};
 
 /// A network as YOLOv5's YAML describes it.
@@ -183,6 +184,20 @@ impl NetworkConfig {
         })
     }
 
+    /// The network that a weights file says it belongs to.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] where it says nothing; otherwise as [`NetworkConfig::parse`].
+    pub fn of_weights(weights: &Weights) -> Result<Self> {
+        let yaml = weights.metadata().yaml.as_deref().ok_or_else(|| {
+            Error::weights(
+                weights.path(),
+                "does not say which network it belongs to: name one with --cfg (in code: pass a NetworkConfig)",
+            )
+        })?;
+        Self::parse(&weights.path().display().to_string(), yaml)
+    }
+
     /// Reads a network from the text of a YAML file; `name` is used in messages.
     ///
     /// # Errors
@@ -205,7 +220,7 @@ impl NetworkConfig {
     /// Name without folders and extension, for messages and summaries.
     pub fn stem(&self) -> &str {
         let base = self.name.rsplit(['/', '\\']).next().unwrap_or(&self.name);
-        base.strip_suffix(".yaml").or(base.strip_suffix(".yml")).unwrap_or(base)
+        [".yaml", ".yml", ".safetensors", ".pt"].iter().find_map(|end| base.strip_suffix(end)).unwrap_or(base)
     }
 
     /// The network as YAML text, complete: [`NetworkConfig::parse`] gives an equal network back.

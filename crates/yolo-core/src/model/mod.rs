@@ -3,10 +3,11 @@
 mod decode;
 mod exec;
 
-use candle_core::{DType, Tensor};
+use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init as CandleInit, Module, VarBuilder};
 
 use crate::graph::{Graph, Init, NodeId, Op, Output};
+use crate::weights::{Expected, Weights};
 use crate::{Error, Result};
 
 /// A network with its weights.
@@ -59,6 +60,20 @@ impl Model {
             node.inputs.iter().for_each(|&input| last_use[input] = i);
         }
         Ok(Self { graph, params, last_use })
+    }
+
+    /// Takes the network's parameters from a weights file, which must hold exactly these.
+    ///
+    /// # Errors
+    /// [`Error::Weights`] that names the keys which are missing, left over or of another shape.
+    pub fn from_weights(graph: Graph, weights: &Weights, device: &Device, dtype: DType) -> Result<Self> {
+        let expected: Vec<Expected> = graph
+            .params()
+            .iter()
+            .map(|param| Expected { name: param.name.clone(), shape: param.shape.clone(), optional: false })
+            .collect();
+        weights.check(&expected, graph.config().stem())?;
+        Self::load(graph, weights.var_builder(dtype, device))
     }
 
     /// The network's structure.

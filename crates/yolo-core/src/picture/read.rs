@@ -16,7 +16,7 @@ const FORMATS: &str = "JPEG, PNG, BMP, WebP or TIFF";
 /// Reads a picture file: JPEG, PNG, BMP, WebP or TIFF, told by its content whatever its name is.
 ///
 /// As OpenCV's `imread(file, IMREAD_COLOR)`: the EXIF orientation is applied, grey becomes three equal channels, an alpha
-/// channel is dropped (not blended), and 16-bit samples keep their high byte (coloured TIFFs: are rounded).
+/// channel is dropped (not blended), and 16-bit samples keep their high byte (those of coloured TIFFs are rounded).
 ///
 /// # Errors
 /// [`Error::Io`] where the file cannot be read; [`Error::Picture`] where it is empty, damaged, cut off, of another kind,

@@ -111,6 +111,7 @@ fn letterboxes_as_yolov5() {
         ((101, 99), (64, 64), options(true, false, true, 64), (64, 64), [0, 0, 64, 63], (0.0, 0.5)),
         ((1283, 721), (640, 640), options(true, false, true, 32), (640, 384), [0, 12, 640, 372], (0.0, 12.0)),
         ((1283, 721), (640, 640), options(false, false, true, 32), (640, 640), [0, 140, 640, 500], (0.0, 140.0)),
+        ((721, 1283), (640, 640), options(false, false, true, 32), (640, 640), [140, 0, 500, 640], (140.0, 0.0)),
         ((640, 480), (640, 640), options(false, true, true, 32), (640, 640), [0, 0, 640, 640], (0.0, 0.0)),
         ((97, 31), (100, 60), options(false, false, true, 32), (60, 100), [0, 40, 60, 59], (0.0, 40.5)),
         ((4000, 13), (640, 640), options(true, false, true, 32), (640, 32), [0, 15, 640, 17], (0.0, 15.0)),
@@ -300,6 +301,25 @@ fn boxes_are_drawn_in_their_class_colour_and_labels_stay_inside() {
     let white = changed.iter().filter(|&&(x, y)| image.get_pixel(x, y).0.iter().all(|&c| c > 200)).count();
     assert!(white > 40, "the text of the blue label: {white} nearly white pixels");
     assert!(changed.iter().any(|&(x, y)| x > 150 && y < 20), "the label of the box at the top right is inside it");
+}
+
+#[test]
+fn the_most_confident_is_on_top() {
+    let bbox = [20.0, 20.0, 80.0, 80.0];
+    for (first, second) in [(0.9, 0.3), (0.3, 0.9)] {
+        let mut image = RgbImage::new(100, 100);
+        annotate(&mut image, &[found(bbox, 5, first), found(bbox, 6, second)], &[], &Style::default());
+        assert_eq!(image.get_pixel(50, 80).0, colour(if first > second { 5 } else { 6 }));
+    }
+}
+
+#[test]
+fn a_label_at_the_border_moves_inside() {
+    let mut image = RgbImage::new(300, 300);
+    annotate(&mut image, &[found([290.0, 100.0, 299.0, 150.0], 0, 0.9)], &["zebra".into()], &Style::default());
+    let plate = image.enumerate_pixels().filter(|(_, y, p)| *y < 95 && p.0 == colour(0)).map(|(x, _, _)| x);
+    let (left, right) = (plate.clone().min().unwrap(), plate.max().unwrap());
+    assert!(left < 270 && right >= 298, "the plate spans {left} to {right}");
 }
 
 #[test]

@@ -150,6 +150,33 @@ fn rows_of_the_wrong_length_are_errors() {
 }
 
 #[test]
+fn the_lower_of_equal_classes_wins() {
+    let rows = row([0.0, 0.0, 8.0, 8.0], 0.5, &[0.5, 0.75, 0.75]);
+    assert_eq!(classes(&nms(&rows, 8, &NmsOptions::default()).unwrap()), [(1, 0.375)]);
+}
+
+#[test]
+fn boxes_are_scaled_as_yolov5() {
+    let boxes = [[10.25, 20.5, 300.75, 222.125], [-4.0, 30.0, 639.0, 400.0], [100.0, 13.1, 101.0, 13.2]];
+    // YOLOv5's scale_boxes, without and with a ratio and padding given.
+    let from_shapes = [
+        [20.548_048, 16.696_093, 602.909_8, 420.891_2],
+        [0.0, 35.740_623, 1_280.995_4, 721.0],
+        [200.468_75, 1.861_406_2, 202.473_43, 2.061_874],
+    ];
+    let given = [[17.5, 27.0, 598.5, 430.25], [0.0, 46.0, 1275.0, 721.0], [197.0, 12.200_001, 199.0, 12.4]];
+    let centred = Placement::centred((384, 640), (721, 1283));
+    let exact = Placement { gain: (0.5, 0.5), pad: (1.5, 7.0), ..centred };
+    for (placement, expected) in [(centred, from_shapes), (exact, given)] {
+        let mut scaled = boxes;
+        scale_boxes(&mut scaled, &placement);
+        for (got, want) in scaled.iter().flatten().zip(expected.iter().flatten()) {
+            assert!((got - want).abs() <= 1e-4, "{scaled:?}");
+        }
+    }
+}
+
+#[test]
 fn boxes_are_clipped_and_rounded_to_even() {
     let mut boxes = [[-5.0, 2.5, 3.5, 900.0], [f32::NAN, 0.5, 1.5, 2.0]];
     clip_boxes(&mut boxes, (100, 200));

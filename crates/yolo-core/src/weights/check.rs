@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::fmt::Write;
 
 use super::Weights;
+use crate::text::edit_distance;
 use crate::{Error, Result};
 
 /// So many keys of each kind are spelled out in a message.
@@ -102,36 +103,4 @@ fn nearest<'a>(name: &str, others: &[&'a str]) -> Vec<&'a str> {
     near.retain(|&(distance, _)| name.len() <= 200 && distance * 2 < name.len());
     near.sort_unstable();
     near.into_iter().take(NEAREST).map(|(_, other)| other).collect()
-}
-
-/// Levenshtein's distance in bytes.
-fn edit_distance(a: &str, b: &str) -> usize {
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, x) in a.bytes().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, y) in row.iter_mut().skip(1).zip(b.bytes()) {
-            let here = (diagonal + usize::from(x != y)).min(left + 1).min(*cell + 1);
-            diagonal = *cell;
-            *cell = here;
-            left = here;
-        }
-        row[0] = i + 1;
-    }
-    row.last().copied().unwrap_or(0)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn edit_distances() {
-        for (a, b, distance) in
-            [("", "", 0), ("", "abc", 3), ("kitten", "sitting", 3), ("cv1.bn", "cv2.bn", 1), ("ab", "ba", 2)]
-        {
-            assert_eq!(edit_distance(a, b), distance, "{a} {b}");
-            assert_eq!(edit_distance(b, a), distance, "{b} {a}");
-        }
-    }
 }

@@ -24,8 +24,9 @@ use self::archive::Archive;
 use self::pickle::{Fault, Storage};
 use self::view::Window;
 use super::file::Data;
-use super::{NetworkMetadata, StoredType, TensorSource};
+use super::{NetworkMetadata, StoredType, TensorSource, Weights};
 use crate::{Error, Result};
+use candle_core::{DType, Device};
 
 /// Beyond the file's own size, so many bytes the tensors may have together: views may share a storage.
 const SHARED_BYTES: usize = 64 << 20;
@@ -114,6 +115,21 @@ impl Checkpoint {
                 window.bytes(self.data.bytes().get(storage.clone()).unwrap_or_default())
             })
         })
+    }
+
+    /// The tensors copied into memory, for use without a file of their own.
+    ///
+    /// # Errors
+    /// [`Error::Checkpoint`] where a tensor is of a type that networks are not stored in.
+    pub fn to_weights(&self) -> Result<Weights> {
+        let tensor = |source: TensorSource<'_>| {
+            let problem = || format!("`{}` is stored as {}, which is not read", source.name(), source.dtype());
+            let dtype = DType::try_from(source.dtype()).map_err(|_| Error::checkpoint(&self.path, problem()))?;
+            let tensor = candle_core::Tensor::from_raw_buffer(&source.bytes(), dtype, source.shape(), &Device::Cpu)?;
+            Ok((source.name().to_owned(), tensor))
+        };
+        let tensors = self.sources().map(tensor).collect::<Result<_>>()?;
+        Ok(Weights::from_tensors(tensors, self.metadata.clone()))
     }
 }
 

@@ -1,0 +1,319 @@
+//! From a picture to what is in it: letterbox, network, suppression, masks.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use candle_core::{DType, Device};
+use image::RgbImage;
+
+use crate::picture::{LetterboxOptions, Placement, letterbox, to_tensor};
+use crate::post::{
+    Candidate, NmsOptions, largest_contour, nms_batch, process_mask, process_mask_native, round_boxes, scale_boxes,
+    scale_mask, scale_segments,
+};
+use crate::weights::{Weights, checkpoint};
+use crate::{Detection, Error, Graph, Mask, Model, NetworkConfig, Result};
+
+/// What is looked for and kept; the defaults are those of YOLOv5's `detect`.
+#[derive(Debug, Clone, PartialEq)]
+pub struct DetectOptions {
+    /// Size that the network sees, as (height, width) in pixels; rounded up to the network's stride.
+    pub imgsz: [usize; 2],
+    /// Confidence must be greater than this.
+    pub conf_thres: f64,
+    /// A box is dropped where its overlap with a better one is greater than this.
+    pub iou_thres: f64,
+    /// At most this many objects a picture.
+    pub max_det: usize,
+    /// Only these classes.
+    pub classes: Option<Vec<usize>>,
+    /// Let objects of different classes suppress each other.
+    pub agnostic_nms: bool,
+    /// Pad pictures only to the least multiple of the stride, not to the whole of `imgsz`.
+    pub rect: bool,
+    /// Make masks at the picture's resolution instead of the network's.
+    pub retina_masks: bool,
+}
+
+impl Default for DetectOptions {
+    fn default() -> Self {
+        Self {
+            imgsz: [640, 640],
+            conf_thres: 0.25,
+            iou_thres: 0.45,
+            max_det: 1000,
+            classes: None,
+            agnostic_nms: false,
+            rect: true,
+            retina_masks: false,
+        }
+    }
+}
+
+/// A network ready to find objects.
+///
+/// ```no_run
+/// # fn main() -> yolo_core::Result<()> {
+/// let detector = yolo_core::Detector::open("yolov5n.safetensors")?;
+/// let picture = yolo_core::picture::open("bus.jpg")?;
+/// for found in detector.detect(&picture)? {
+///     println!("{} {:.2} {:?}", detector.names()[found.class], found.confidence, found.bbox);
+/// }
+/// # Ok(())
+/// # }
+/// ```
+#[derive(Debug, Clone)]
+pub struct Detector {
+    model: Model,
+    names: Vec<String>,
+    options: DetectOptions,
+    device: Device,
+    dtype: DType,
+}
+
+/// What was found in a batch of pictures.
+#[derive(Debug, Clone)]
+pub struct Batch {
+    /// The objects of each picture, the most confident first.
+    pub pictures: Vec<Vec<Detection>>,
+    /// Height and width that the network saw.
+    pub network_shape: [usize; 2],
+    /// Where the time went.
+    pub speed: Speed,
+}
+
+/// Time that a batch took.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Speed {
+    /// Letterbox and conversion to numbers.
+    pub pre_process: Duration,
+    /// The network.
+    pub inference: Duration,
+    /// Suppression, scaling and masks.
+    pub nms: Duration,
+}
+
+impl Detector {
+    /// Opens weights that describe their own network (a `.safetensors` file of this project, or a YOLOv5 `.pt`), to run on
+    /// the CPU with the default options.
+    ///
+    /// # Errors
+    /// Where the file cannot be read, does not describe a detection network, or does not fit the one that it describes.
+    pub fn open(weights: impl AsRef<Path>) -> Result<Self> {
+        let path = weights.as_ref();
+        let extension = path.extension().unwrap_or_default().to_ascii_lowercase();
+        let weights = if extension == "pt" || extension == "pth" {
+            checkpoint::read(path)?.to_weights()?
+        } else {
+            Weights::open(path)?
+        };
+        Self::load(&weights, None, &Device::Cpu, DType::F32)
+    }
+
+    /// Builds the network that `config` (or, without it, the weights' own metadata) describes and gives it `weights`.
+    ///
+    /// # Errors
+    /// As [`Detector::open`].
+    pub fn load(weights: &Weights, config: Option<&NetworkConfig>, device: &Device, dtype: DType) -> Result<Self> {
+        let config = match config {
+            Some(config) => config.clone(),
+            None => NetworkConfig::of_weights(weights)?,
+        };
+        let graph = Graph::new(&config)?;
+        if graph.strides().is_empty() {
+            let problem = "the network ends without Detect or Segment: it finds nothing in a picture".into();
+            return Err(Error::Config { file: config.name, problem });
+        }
+        if config.channels != 3 {
+            let problem = format!("the network reads {} channels, a picture has 3", config.channels);
+            return Err(Error::Config { file: config.name, problem });
+        }
+        let known = weights.metadata().names.as_deref().unwrap_or_default();
+        let name = |class: usize| known.get(class).cloned().unwrap_or_else(|| format!("class{class}"));
+        let names = (0..config.nc).map(name).collect();
+        let model = Model::from_weights(graph, weights, device, dtype)?;
+        Ok(Self { model, names, options: DetectOptions::default(), device: device.clone(), dtype })
+    }
+
+    /// The same network with other options; `imgsz` is rounded up to the stride.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] where an option is out of its range.
+    pub fn with_options(mut self, mut options: DetectOptions) -> Result<Self> {
+        let fail = |argument, problem| Err(Error::Argument { argument, problem });
+        for (argument, value) in [("conf_thres", options.conf_thres), ("iou_thres", options.iou_thres)] {
+            if !(0.0..=1.0).contains(&value) {
+                return fail(argument, format!("must be from 0 to 1, it is {value}"));
+            }
+        }
+        let stride = self.stride();
+        for side in &mut options.imgsz {
+            if !(1..=16384).contains(side) {
+                return fail("imgsz", format!("must be from 1 to 16384 pixels, it is {side}"));
+            }
+            *side = side.next_multiple_of(stride);
+        }
+        if options.max_det == 0 {
+            return fail("max_det", "must be at least 1".into());
+        }
+        if let Some(class) = options.classes.iter().flatten().find(|class| **class >= self.names.len()) {
+            return fail("classes", format!("there is no class {class}, the last one is {}", self.names.len() - 1));
+        }
+        self.options = options;
+        Ok(self)
+    }
+
+    /// The options in force.
+    pub fn options(&self) -> &DetectOptions {
+        &self.options
+    }
+
+    /// Class names; the index is the class.
+    pub fn names(&self) -> &[String] {
+        &self.names
+    }
+
+    /// The sides of the network's input are multiples of this.
+    pub fn stride(&self) -> usize {
+        self.model.graph().stride()
+    }
+
+    /// Whether it gives masks.
+    pub fn segments(&self) -> bool {
+        self.model.graph().num_masks() > 0
+    }
+
+    /// The network behind it.
+    pub fn model(&self) -> &Model {
+        &self.model
+    }
+
+    /// One line about the network: layers, parameters, operations.
+    pub fn summary(&self) -> String {
+        let size = self.options.imgsz[0].max(self.options.imgsz[1]);
+        self.model.graph().summary(size).map(|summary| summary.line()).unwrap_or_default()
+    }
+
+    /// Finds the objects in a picture, the most confident first.
+    ///
+    /// # Errors
+    /// Where the picture is too long and thin for the network's input, or the device fails.
+    pub fn detect(&self, picture: &RgbImage) -> Result<Vec<Detection>> {
+        let mut batch = self.detect_batch(std::slice::from_ref(picture))?;
+        Ok(batch.pictures.pop().unwrap_or_default())
+    }
+
+    /// Finds the objects in several pictures at once. Pictures of different shapes are padded to a common one.
+    ///
+    /// # Errors
+    /// As [`Detector::detect`]; and where there is no picture.
+    pub fn detect_batch(&self, pictures: &[RgbImage]) -> Result<Batch> {
+        let start = Instant::now();
+        let (input, placements) = self.input(pictures)?;
+        let (_, _, height, width) = input.dims4()?;
+        let pre_process = start.elapsed();
+
+        let start = Instant::now();
+        let outputs = self.model.run(&input)?;
+        // The copy waits for a GPU to finish.
+        let main = outputs.main.to_device(&Device::Cpu)?;
+        let prototypes = outputs.prototypes.map(|p| p.to_device(&Device::Cpu)).transpose()?;
+        let inference = start.elapsed();
+
+        let start = Instant::now();
+        let candidates = nms_batch(&main, &self.nms_options())?;
+        let finish = |(i, (found, placement)): (usize, (Vec<Candidate>, &Placement))| match &prototypes {
+            Some(prototypes) => segmented(&found, &prototypes.get(i)?, placement, self.options.retina_masks),
+            None => Ok(detections(&found, placement)),
+        };
+        let pictures = candidates.into_iter().zip(&placements).enumerate().map(finish).collect::<Result<_>>()?;
+        let speed = Speed { pre_process, inference, nms: start.elapsed() };
+        Ok(Batch { pictures, network_shape: [height, width], speed })
+    }
+
+    /// The pictures as the network's input, and where each lies in it.
+    fn input(&self, pictures: &[RgbImage]) -> Result<(candle_core::Tensor, Vec<Placement>)> {
+        let [height, width] = self.options.imgsz.map(|side| side as u32);
+        let stride = self.stride() as u32;
+        let options = LetterboxOptions { auto: self.options.rect, stride, ..LetterboxOptions::default() };
+        let fit = |shape, options: &LetterboxOptions| -> Result<Vec<_>> {
+            pictures.iter().map(|picture| letterbox(picture, shape, options)).collect()
+        };
+        let mut fitted = fit((height, width), &options)?;
+        let shapes = || fitted.iter().map(|picture| picture.placement.network);
+        let common = shapes().fold((0, 0), |(h, w), (other_h, other_w)| (h.max(other_h), w.max(other_w)));
+        if shapes().any(|shape| shape != common) {
+            fitted = fit(common, &LetterboxOptions { auto: false, ..options })?;
+        }
+        let placements = fitted.iter().map(|picture| picture.placement).collect();
+        let images: Vec<RgbImage> = fitted.into_iter().map(|picture| picture.image).collect();
+        Ok((to_tensor(&images, &self.device)?.to_dtype(self.dtype)?, placements))
+    }
+
+    fn nms_options(&self) -> NmsOptions {
+        NmsOptions {
+            conf_thres: self.options.conf_thres,
+            iou_thres: self.options.iou_thres,
+            classes: self.options.classes.clone(),
+            agnostic: self.options.agnostic_nms,
+            max_det: self.options.max_det,
+            nm: self.model.graph().num_masks(),
+            ..NmsOptions::default()
+        }
+    }
+}
+
+/// Boxes in the picture, rounded to whole pixels.
+fn picture_boxes(found: &[Candidate], placement: &Placement) -> Vec<[f32; 4]> {
+    let mut boxes: Vec<_> = found.iter().map(|candidate| candidate.bbox).collect();
+    scale_boxes(&mut boxes, placement);
+    round_boxes(&mut boxes);
+    boxes
+}
+
+fn detections(found: &[Candidate], placement: &Placement) -> Vec<Detection> {
+    let boxes = picture_boxes(found, placement);
+    let detection = |(candidate, bbox): (&Candidate, [f32; 4])| Detection {
+        bbox,
+        class: candidate.class,
+        confidence: candidate.confidence,
+        mask: None,
+        polygon: None,
+    };
+    found.iter().zip(boxes).map(detection).collect()
+}
+
+/// Detections with masks at the picture's size. The outline is taken where YOLOv5 takes it: from the mask in the network's
+/// input, scaled afterwards, or from the picture's own where masks are made at its resolution.
+fn segmented(
+    found: &[Candidate],
+    prototypes: &candle_core::Tensor,
+    placement: &Placement,
+    retina: bool,
+) -> Result<Vec<Detection>> {
+    let mut detections = detections(found, placement);
+    if found.is_empty() {
+        return Ok(detections);
+    }
+    let coefficients: Vec<&[f32]> = found.iter().map(|candidate| candidate.coefficients.as_slice()).collect();
+    let picture = placement.picture;
+    let outlined: Vec<(Mask, Vec<[f32; 2]>)> = if retina {
+        let boxes: Vec<_> = detections.iter().map(|detection| detection.bbox).collect();
+        let masks = process_mask_native(prototypes, &coefficients, &boxes, picture)?;
+        let outlines: Vec<_> = masks.iter().map(largest_contour).collect();
+        masks.into_iter().zip(outlines).collect()
+    } else {
+        let boxes: Vec<_> = found.iter().map(|candidate| candidate.bbox).collect();
+        let masks = process_mask(prototypes, &coefficients, &boxes, placement.network, true)?;
+        let scale = |mask: &Mask| {
+            let outline = scale_segments(&largest_contour(mask), placement, false);
+            Ok((scale_mask(mask, picture)?, outline))
+        };
+        masks.iter().map(scale).collect::<Result<_>>()?
+    };
+    for (detection, (mask, outline)) in detections.iter_mut().zip(outlined) {
+        detection.mask = Some(mask);
+        detection.polygon = Some(outline);
+    }
+    Ok(detections)
+}
