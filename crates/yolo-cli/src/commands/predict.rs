@@ -12,10 +12,9 @@ use candle_core::{DType, Device};
 use clap::ArgAction;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
-use yolo_core::detector::DetectOptions;
 use yolo_core::picture::Style;
 use yolo_core::weights::Weights;
-use yolo_core::{Detector, NetworkConfig};
+use yolo_core::{DetectOptions, Detector, NetworkConfig};
 
 use crate::predict::console::{Console, Lines};
 use crate::predict::record::{LabelForm, Place, Wanted};
@@ -58,11 +57,11 @@ pub(crate) struct Args {
 
     /// Smallest confidence of a detection
     #[arg(long, default_value_t = 0.25, value_name = "0..1", allow_negative_numbers = true)]
-    conf_thres: f32,
+    conf_thres: f64,
 
     /// Largest overlap (IoU) of two detections of a class
     #[arg(long, default_value_t = 0.45, value_name = "0..1", allow_negative_numbers = true)]
-    iou_thres: f32,
+    iou_thres: f64,
 
     /// Most detections a picture
     #[arg(long, default_value_t = 1000, value_name = "N")]

@@ -15,8 +15,7 @@ use std::time::Duration;
 
 use image::RgbImage;
 use rayon::prelude::*;
-use yolo_core::Detector;
-use yolo_core::detector::Speed;
+use yolo_core::{Batch, Detection, Detector, Error, Speed};
 
 use console::Console;
 use record::{Record, Wanted};
@@ -103,6 +102,9 @@ pub(crate) struct Run<'a> {
 /// A batch as it is read: the pictures' numbers and what reading gave.
 type Loaded = Vec<(usize, anyhow::Result<RgbImage>)>;
 
+/// A picture's number, what is to be written of it, and the end of its line.
+type Looked = (usize, anyhow::Result<(Record, String)>);
+
 impl Run<'_> {
     /// Looks at every picture. At most two batches are in memory: the one in the network and the next one, read meanwhile.
     ///
@@ -135,9 +137,8 @@ impl Run<'_> {
         }
     }
 
-    /// Takes one batch through the network and writes what comes of it.
-    fn look_at(&self, loaded: Loaded, writer: Option<&mut Writer>, outcome: &mut Outcome) -> anyhow::Result<()> {
-        let mut writer = writer;
+    /// Takes one batch through the network and writes what comes of it, picture by picture in their order.
+    fn look_at(&self, loaded: Loaded, mut writer: Option<&mut Writer>, outcome: &mut Outcome) -> anyhow::Result<()> {
         let (mut numbers, mut images, mut results) = (Vec::new(), Vec::new(), Vec::new());
         for (number, read) in loaded {
             match read {
@@ -149,24 +150,7 @@ impl Run<'_> {
             }
         }
         if !images.is_empty() {
-            let batch = self.detector.detect_batch(&images)?;
-            let names = self.detector.names();
-            let each = batch.speed.inference.as_secs_f64() * 1e3 / images.len() as f64;
-            let [height, width] = batch.network_shape;
-            let records: Vec<_> = images
-                .into_par_iter()
-                .zip(&batch.pictures)
-                .zip(&numbers)
-                .map(|((image, found), number)| {
-                    let job = &self.jobs[*number];
-                    let record = record::make(image, found, names, &job.source, &job.files.picture, self.wanted)?;
-                    Ok((record, format!("{height}x{width} {}{each:.1}ms", text::tally(found, names))))
-                })
-                .collect();
-            results.extend(numbers.into_iter().zip(records));
-            outcome.speed.pre_process += batch.speed.pre_process;
-            outcome.speed.inference += batch.speed.inference;
-            outcome.speed.nms += batch.speed.nms;
+            results.extend(self.detect(&numbers, images, &mut outcome.speed)?);
         }
         results.sort_by_key(|(number, _)| *number);
         for (number, result) in results {
@@ -183,6 +167,47 @@ impl Run<'_> {
             self.console.step();
         }
         Ok(())
+    }
+
+    /// Runs the network on pictures and makes what is to be written of each. A picture that the network cannot take is an
+    /// error of that picture; a device that fails is one of the run.
+    fn detect(&self, numbers: &[usize], images: Vec<RgbImage>, speed: &mut Speed) -> anyhow::Result<Vec<Looked>> {
+        let batch = match self.detector.detect_batch(&images) {
+            Ok(batch) => batch,
+            Err(error @ (Error::Candle(_) | Error::Device(_))) => return Err(error.into()),
+            Err(error) if images.len() == 1 => {
+                let source = self.jobs[numbers[0]].source.to_string();
+                return Ok(vec![(numbers[0], Err(anyhow::Error::new(error).context(source)))]);
+            }
+            // One of them spoils the batch: each on its own.
+            Err(_) => {
+                let each = numbers.iter().zip(images);
+                let each = each.map(|(number, image)| self.detect(&[*number], vec![image], speed));
+                return Ok(each.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect());
+            }
+        };
+        let Batch { pictures, network_shape, speed: spent } = batch;
+        speed.pre_process += spent.pre_process;
+        speed.inference += spent.inference;
+        speed.nms += spent.nms;
+        let each = spent.inference.as_secs_f64() * 1e3 / images.len() as f64;
+        let pictures = images.into_par_iter().zip(pictures).zip(numbers);
+        Ok(pictures
+            .map(|((image, found), number)| (*number, self.record(*number, image, &found, network_shape, each)))
+            .collect())
+    }
+
+    fn record(
+        &self,
+        number: usize,
+        image: RgbImage,
+        found: &[Detection],
+        [height, width]: [usize; 2],
+        milliseconds: f64,
+    ) -> anyhow::Result<(Record, String)> {
+        let (job, names) = (&self.jobs[number], self.detector.names());
+        let record = record::make(image, found, names, &job.source, &job.files.picture, self.wanted)?;
+        Ok((record, format!("{height}x{width} {}{milliseconds:.1}ms", text::tally(found, names))))
     }
 
     fn keep(&self, number: usize, record: &Record, line: &str, writer: Option<&mut Writer>) -> anyhow::Result<()> {
