@@ -23,8 +23,10 @@ struct Cli {
 enum Command {
     Convert(commands::convert::Args),
     Fetch(commands::fetch::Args),
+    Forward(commands::forward::Args),
     #[command(visible_alias = "detect")]
     Predict(commands::predict::Args),
+    Summary(commands::summary::Args),
 }
 
 fn main() -> ExitCode {
@@ -32,7 +34,9 @@ fn main() -> ExitCode {
     let outcome: anyhow::Result<ExitCode> = match &cli.command {
         Command::Convert(args) => commands::convert::run(args),
         Command::Fetch(args) => commands::fetch::run(args),
+        Command::Forward(args) => commands::forward::run(args),
         Command::Predict(args) => commands::predict::run(args),
+        Command::Summary(args) => commands::summary::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

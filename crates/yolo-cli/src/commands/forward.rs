@@ -1,0 +1,74 @@
+//! `yolo forward`: a network on a tensor from a file.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::{Context, bail};
+use candle_core::{DType, Device, Tensor};
+use yolo_core::weights::{NetworkMetadata, Weights, save};
+use yolo_core::{Graph, Model, NetworkConfig};
+
+use crate::{device, fetch};
+
+/// Run a network on the tensor `input` of a safetensors file and write what it gives.
+///
+/// The output has `output0` (boxes of a detection network, else the last layer's map), of a segmentation network `output1`
+/// (prototypes), and `features.L` for each layer L of --features. All in f32.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Network: a name (yolov5s) or a YAML file; may be left out where the weights say it
+    #[arg(long, value_name = "NAME|FILE", required_unless_present = "weights")]
+    cfg: Option<String>,
+
+    /// Weights: a .safetensors or .pt file, or the name of a published network; without, random ones
+    #[arg(long, value_name = "FILE")]
+    weights: Option<String>,
+
+    /// Safetensors file with the tensor `input`, [batch, channels, height, width]
+    #[arg(long, value_name = "FILE")]
+    input: PathBuf,
+
+    /// Safetensors file to write
+    #[arg(long, value_name = "FILE")]
+    output: PathBuf,
+
+    /// Layers whose results are written as well, by their index in the YAML
+    #[arg(long, value_delimiter = ',', value_name = "LAYER,...")]
+    features: Vec<usize>,
+
+    /// Seed of random weights
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    seed: u64,
+
+    /// cpu, cuda, cuda:N, N, metal or mps
+    #[arg(long, default_value = "cpu")]
+    device: String,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let device = device::open(&args.device)?;
+    let weights =
+        args.weights.as_deref().map(|name| anyhow::Ok(Weights::open(fetch::resolve_weights(name)?)?)).transpose()?;
+    let config = match (&args.cfg, &weights) {
+        (Some(cfg), _) => NetworkConfig::open(cfg)?,
+        (None, Some(weights)) => NetworkConfig::of_weights(weights)?,
+        (None, None) => bail!("--cfg: name a network"),
+    };
+    let graph = Graph::new(&config)?;
+    let weights = match weights {
+        Some(weights) => weights,
+        None => Weights::from_tensors(graph.init(args.seed, &Device::Cpu)?, NetworkMetadata::default()),
+    };
+    let model = Model::from_weights(graph, &weights, &device, DType::F32)?;
+    let input = Weights::open(&args.input)?.tensor("input", DType::F32, &device)?;
+    let outputs = model.run_with_features(&input, &args.features)?;
+
+    let mut named: Vec<(String, Tensor)> = vec![("output0".into(), outputs.main)];
+    named.extend(outputs.prototypes.map(|prototypes| ("output1".into(), prototypes)));
+    named.extend(args.features.iter().zip(outputs.features).map(|(layer, map)| (format!("features.{layer}"), map)));
+    let on_cpu = |(name, tensor): (String, Tensor)| anyhow::Ok((name, tensor.to_device(&Device::Cpu)?.contiguous()?));
+    let tensors = named.into_iter().map(on_cpu).collect::<anyhow::Result<_>>()?;
+    let tensors = Weights::from_tensors(tensors, NetworkMetadata::default());
+    save(&args.output, tensors.sources()?, tensors.metadata()).context("--output")?;
+    Ok(ExitCode::SUCCESS)
+}

@@ -1,0 +1,47 @@
+//! `yolo summary`: YOLOv5's table of a network's layers.
+
+use std::process::ExitCode;
+
+use yolo_core::{Graph, NetworkConfig};
+
+/// Print a network's layers, parameters and operations.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Args {
+    /// Network: a name (yolov5s; `yolo summary --list` names all) or a YAML file
+    #[arg(long, value_name = "NAME|FILE", required_unless_present = "list")]
+    cfg: Option<String>,
+
+    /// Number of classes, instead of the network's own
+    #[arg(long, value_name = "N")]
+    nc: Option<u16>,
+
+    /// Side of the square picture that operations are counted for
+    #[arg(long, visible_aliases = ["img", "img-size"], default_value_t = 640, value_name = "PIXELS")]
+    imgsz: u16,
+
+    /// Print JSON: params, modules, gflops, gflops_printed, strides, layers
+    #[arg(long)]
+    json: bool,
+
+    /// Print the names of the built-in networks
+    #[arg(long)]
+    list: bool,
+}
+
+pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    let Some(cfg) = args.cfg.as_ref().filter(|_| !args.list) else {
+        yolo_core::zoo::names().iter().for_each(|name| println!("{name}"));
+        return Ok(ExitCode::SUCCESS);
+    };
+    let mut config = NetworkConfig::open(cfg)?;
+    if let Some(classes) = args.nc {
+        config = config.with_classes(usize::from(classes).max(1));
+    }
+    let summary = Graph::new(&config)?.summary(usize::from(args.imgsz))?;
+    if args.json {
+        println!("{}", serde_json::to_string(&summary.to_json())?);
+    } else {
+        println!("{summary}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
