@@ -5,6 +5,7 @@
 mod commands;
 mod device;
 mod fetch;
+mod predict;
 
 use std::process::ExitCode;
 
@@ -23,6 +24,8 @@ enum Command {
     Convert(commands::convert::Args),
     Fetch(commands::fetch::Args),
     Forward(commands::forward::Args),
+    #[command(visible_alias = "detect")]
+    Predict(commands::predict::Args),
     Summary(commands::summary::Args),
 }
 
@@ -32,6 +35,7 @@ fn main() -> ExitCode {
         Command::Convert(args) => commands::convert::run(args),
         Command::Fetch(args) => commands::fetch::run(args),
         Command::Forward(args) => commands::forward::run(args),
+        Command::Predict(args) => commands::predict::run(args),
         Command::Summary(args) => commands::summary::run(args),
     };
     outcome.unwrap_or_else(|error| {
