@@ -35,7 +35,7 @@ impl Block for Fold {
         let channels = t.channels(x);
         match *self {
             Self::Contract(gain) => t.push(Op::Contract { gain }, vec![x], channels * gain * gain),
-            Self::Expand(gain) if channels % (gain * gain) == 0 => {
+            Self::Expand(gain) if channels.is_multiple_of(gain * gain) => {
                 t.push(Op::Expand { gain }, vec![x], channels / (gain * gain))
             }
             Self::Expand(gain) => Err(format!("{channels} channels do not divide by {gain} squared")),
