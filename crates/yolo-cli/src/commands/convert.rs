@@ -25,15 +25,19 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for note in &report.notes {
         eprintln!("note: {note}");
     }
-    println!("{}: {}", args.output.display(), describe(&report));
+    println!("{}: {}", args.output.display(), describe(&report, args.output.extension().is_some_and(|e| e == "npz")));
     Ok(ExitCode::SUCCESS)
 }
 
-fn describe(report: &Report) -> String {
+fn describe(report: &Report, numbers_only: bool) -> String {
     let Report { tensors, parameters, bytes, origin, metadata, .. } = report;
-    let source = origin.map_or_else(|| "the file's metadata".to_string(), |origin| origin.to_string());
+    let source = origin.map_or_else(|| "safetensors".to_string(), |origin| origin.to_string());
+    let counts = format!("{tensors} tensors, {parameters} parameters, {bytes} bytes");
+    if numbers_only {
+        return format!("{counts} from {source}");
+    }
     let names = metadata.names.as_ref().map(|names| format!("{} class names", names.len()));
-    let parts: Vec<_> = metadata.yaml.as_ref().map(|_| "YAML".to_string()).into_iter().chain(names).collect();
-    let facts = if parts.is_empty() { "no YAML or class names".into() } else { parts.join(" and ") };
-    format!("{tensors} tensors, {parameters} parameters, {bytes} bytes; {facts} from {source}")
+    let facts: Vec<_> = metadata.yaml.as_ref().map(|_| "YAML".to_string()).into_iter().chain(names).collect();
+    let facts = if facts.is_empty() { "no YAML or class names".into() } else { facts.join(" and ") };
+    format!("{counts}; {facts} from {source}")
 }

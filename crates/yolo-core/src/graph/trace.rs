@@ -12,6 +12,8 @@ pub(crate) type Traced<T = NodeId> = Result<T, String>;
 
 /// More parameters than any network has; guards against mistyped channel numbers.
 const MAX_PARAMS: usize = 1 << 33;
+/// As many channels keep arithmetic on a few of them from overflowing.
+const MAX_CHANNELS: usize = 1 << 24;
 
 /// Records the primitive operations of a network, the names of their parameters and the number of PyTorch modules.
 pub(crate) struct Tracer {
@@ -98,7 +100,7 @@ impl Tracer {
         let bound = bound(geometry.fan_in());
         let weight = self.param("weight", &geometry.weight_shape(), ParamKind::Weight, Init::Uniform(bound))?;
         let bias = self.optional_bias(bias, geometry.out_channels, Init::Uniform(bound))?;
-        Ok(self.push(Op::Conv2d { weight, bias, geometry }, vec![x], geometry.out_channels))
+        self.push(Op::Conv2d { weight, bias, geometry }, vec![x], geometry.out_channels)
     }
 
     /// A transposed convolution whose parameters stand in the current scope.
@@ -115,7 +117,7 @@ impl Tracer {
         let shape = [in_channels, out_channels / groups, kernel.0, kernel.1];
         let weight = self.param("weight", &shape, ParamKind::Weight, Init::Uniform(bound))?;
         let bias = self.optional_bias(bias, out_channels, Init::Uniform(bound))?;
-        Ok(self.push(Op::ConvTranspose2d { weight, bias, geometry, output_padding }, vec![x], out_channels))
+        self.push(Op::ConvTranspose2d { weight, bias, geometry, output_padding }, vec![x], out_channels)
     }
 
     /// A batch normalisation called `name`.
@@ -130,7 +132,7 @@ impl Tracer {
         let bias = self.param("bias", &[channels], ParamKind::Bias, Init::Zeros)?;
         let mean = self.param("running_mean", &[channels], ParamKind::Buffer, Init::Zeros)?;
         let var = self.param("running_var", &[channels], ParamKind::Buffer, Init::Ones)?;
-        Ok(self.push(Op::BatchNorm { weight, bias, mean, var }, vec![x], channels))
+        self.push(Op::BatchNorm { weight, bias, mean, var }, vec![x], channels)
     }
 
     /// The activation that all modules of one Python class share; it is counted once a network.
@@ -166,7 +168,7 @@ impl Tracer {
             let bound = bound(in_features);
             let weight = t.param("weight", &[out_features, in_features], ParamKind::Weight, Init::Uniform(bound))?;
             let bias = t.optional_bias(bias, out_features, Init::Uniform(bound))?;
-            Ok(t.push(Op::Linear { weight, bias, in_features, out_features }, vec![x], out_features))
+            t.push(Op::Linear { weight, bias, in_features, out_features }, vec![x], out_features)
         })
     }
 
@@ -187,7 +189,7 @@ impl Tracer {
                 Ok::<_, String>((weight, t.param("bias", &[features], ParamKind::Bias, Init::Zeros)?))
             })?;
             let op = Op::Attention { heads, features, in_weight, in_bias, out_weight, out_bias };
-            Ok(t.push(op, qkv.to_vec(), features))
+            t.push(op, qkv.to_vec(), features)
         })
     }
 
@@ -205,7 +207,7 @@ impl Tracer {
             let weight = t.param("weight", &[num_experts, channels], ParamKind::Weight, init.clone())?;
             let bias = t.param("bias", &[num_experts], ParamKind::Bias, init)?;
             let route = RouteOp::Linear { weight, bias, activation };
-            Ok(t.push(Op::Route { num_experts, channels, hidden: 0, route }, vec![x], num_experts))
+            t.push(Op::Route { num_experts, channels, hidden: 0, route }, vec![x], num_experts)
         })
     }
 
@@ -229,7 +231,7 @@ impl Tracer {
                 Ok::<_, String>((weight, t.param("bias", &[num_experts], ParamKind::Bias, Init::Zeros)?))
             })?;
             let route = RouteOp::Attention { squeeze, weight, bias, temperature };
-            Ok(t.push(Op::Route { num_experts, channels, hidden, route }, vec![x], num_experts))
+            t.push(Op::Route { num_experts, channels, hidden, route }, vec![x], num_experts)
         })
     }
 
@@ -245,13 +247,13 @@ impl Tracer {
         self.check_conv(x, &geometry)?;
         let num_experts = self.channels(routing);
         let op = Op::DynamicConv2d { experts, bias, num_experts, geometry };
-        Ok(self.push(op, vec![x, routing], geometry.out_channels))
+        self.push(op, vec![x, routing], geometry.out_channels)
     }
 
     /// An operation on one value that keeps its channels.
     pub(crate) fn unary(&mut self, op: Op, x: NodeId) -> NodeId {
         let channels = self.channels(x);
-        self.push(op, vec![x], channels)
+        self.node(op, vec![x], channels)
     }
 
     /// Sum of two maps.
@@ -260,17 +262,24 @@ impl Tracer {
         if left != right {
             return Err(format!("adds maps of {left} and {right} channels"));
         }
-        Ok(self.push(Op::Add, vec![a, b], left))
+        self.push(Op::Add, vec![a, b], left)
     }
 
     /// Maps joined along their channels.
-    pub(crate) fn concat(&mut self, parts: &[NodeId]) -> NodeId {
+    pub(crate) fn concat(&mut self, parts: &[NodeId]) -> Traced {
         let channels = parts.iter().map(|&part| self.channels(part)).sum();
         self.push(Op::Concat, parts.to_vec(), channels)
     }
 
     /// An operation with its number of output channels.
-    pub(crate) fn push(&mut self, op: Op, inputs: Vec<NodeId>, channels: usize) -> NodeId {
+    pub(crate) fn push(&mut self, op: Op, inputs: Vec<NodeId>, channels: usize) -> Traced {
+        if channels > MAX_CHANNELS {
+            return Err(format!("its result of {channels} channels is too large"));
+        }
+        Ok(self.node(op, inputs, channels))
+    }
+
+    fn node(&mut self, op: Op, inputs: Vec<NodeId>, channels: usize) -> NodeId {
         self.nodes.push(Node { op, inputs, channels, layer: Some(self.layer) });
         self.nodes.len() - 1
     }

@@ -31,7 +31,7 @@ impl Block for BottleneckCsp {
         let y = t.sequential("m", self.bottlenecks.iter().map(|b| b as &dyn Block), y)?;
         let y = t.conv2d("cv3", y, plain(self.middle), false)?;
         let z = t.conv2d("cv2", x, plain(self.c1), false)?;
-        let joined = t.concat(&[y, z]);
+        let joined = t.concat(&[y, z])?;
         let joined = t.batch_norm("bn", joined)?;
         let joined = t.own_activation(Activation::SiLU, joined);
         t.child("cv4", &Conv::new(2 * self.middle, self.c2, 1, 1), joined)

@@ -68,7 +68,7 @@ impl Block for C3 {
             Middle::Single(block) => t.child("m", &**block, y)?,
         };
         let z = t.child("cv2", &Conv::new(self.c1, middle, 1, 1), x)?;
-        let joined = t.concat(&[y, z]);
+        let joined = t.concat(&[y, z])?;
         t.child("cv3", &Conv::new(2 * middle, self.c2, 1, 1), joined)
     }
 }

@@ -30,7 +30,7 @@ impl Block for TransformerBlock {
         let tokens = t.add(tokens, position)?;
         let layers = std::iter::repeat_n(&TransformerLayer as &dyn Block, self.layers);
         let tokens = t.sequential("tr", layers, tokens)?;
-        Ok(t.push(Op::FromTokens, vec![tokens, map], channels))
+        t.push(Op::FromTokens, vec![tokens, map], channels)
     }
 }
 

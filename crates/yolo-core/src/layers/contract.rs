@@ -34,9 +34,9 @@ impl Block for Fold {
         let x = one(inputs)?;
         let channels = t.channels(x);
         match *self {
-            Self::Contract(gain) => Ok(t.push(Op::Contract { gain }, vec![x], channels * gain * gain)),
-            Self::Expand(gain) if channels % (gain * gain) == 0 => {
-                Ok(t.push(Op::Expand { gain }, vec![x], channels / (gain * gain)))
+            Self::Contract(gain) => t.push(Op::Contract { gain }, vec![x], channels * gain * gain),
+            Self::Expand(gain) if channels.is_multiple_of(gain * gain) => {
+                t.push(Op::Expand { gain }, vec![x], channels / (gain * gain))
             }
             Self::Expand(gain) => Err(format!("{channels} channels do not divide by {gain} squared")),
         }

@@ -49,7 +49,11 @@ impl Detect {
             .collect();
         let anchors = level_anchors(&anchors, channels.len());
         let pairs = anchors.first().map_or(0, Vec::len);
-        if anchors.len() != channels.len() || pairs == 0 || pairs % 2 != 0 || anchors.iter().any(|a| a.len() != pairs) {
+        if anchors.len() != channels.len()
+            || pairs == 0
+            || !pairs.is_multiple_of(2)
+            || anchors.iter().any(|a| a.len() != pairs)
+        {
             return Err(format!(
                 "it reads {} levels and has {} lists of anchors; there must be one list a level, all of one even length",
                 channels.len(),
@@ -103,6 +107,6 @@ impl Block for Detect {
         let values = self.anchors.iter().flatten().map(|&size| size as f32).collect();
         let shape = [self.anchors.len(), per_level, 2];
         let anchors = t.param("anchors", &shape, ParamKind::Buffer, Init::Values(values))?;
-        Ok(t.push(Op::Detect { anchors, classes: self.classes, per_level, masks: self.masks }, maps, outputs))
+        t.push(Op::Detect { anchors, classes: self.classes, per_level, masks: self.masks }, maps, outputs)
     }
 }

@@ -38,12 +38,6 @@ impl Block for DyConv2d {
         let x = one(inputs)?;
         let routing = t.route_attention("attention", x, self.num_experts, self.hidden, self.temperature)?;
         let mut shape = vec![self.num_experts];
-        if self.geometry.groups == 0 || self.geometry.in_channels % self.geometry.groups != 0 {
-            return Err(format!(
-                "{} channels do not divide by {} groups",
-                self.geometry.in_channels, self.geometry.groups
-            ));
-        }
         shape.extend(self.geometry.weight_shape());
         let kaiming = Init::Uniform((6.0 / self.geometry.fan_in().max(1) as f64).sqrt());
         let experts = t.param("weight", &shape, ParamKind::Weight, kaiming)?;

@@ -23,7 +23,7 @@ impl Block for Focus {
     fn trace(&self, t: &mut Tracer, inputs: &[NodeId]) -> Traced {
         let x = one(inputs)?;
         let channels = 4 * t.channels(x);
-        let y = t.push(Op::Focus, vec![x], channels);
+        let y = t.push(Op::Focus, vec![x], channels)?;
         t.child("conv", &self.conv, y)
     }
 }

@@ -32,6 +32,6 @@ impl Block for GhostConv {
     fn trace(&self, t: &mut Tracer, inputs: &[NodeId]) -> Traced {
         let y = t.child("cv1", &self.primary, one(inputs)?)?;
         let z = t.child("cv2", &self.cheap, y)?;
-        Ok(t.concat(&[y, z]))
+        t.concat(&[y, z])
     }
 }

@@ -45,10 +45,10 @@ impl Block for GhostModule {
     fn trace(&self, t: &mut Tracer, inputs: &[NodeId]) -> Traced {
         let x = t.child("primary_conv", &self.primary, one(inputs)?)?;
         let y = t.child("cheap_operation", &self.cheap, x)?;
-        let joined = t.concat(&[x, y]);
+        let joined = t.concat(&[x, y])?;
         if t.channels(joined) == self.c2 {
             return Ok(joined);
         }
-        Ok(t.push(Op::Narrow { channels: self.c2 }, vec![joined], self.c2))
+        t.push(Op::Narrow { channels: self.c2 }, vec![joined], self.c2)
     }
 }

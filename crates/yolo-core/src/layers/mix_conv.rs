@@ -57,7 +57,7 @@ impl Block for MixConv2d {
             };
             self.parts.iter().enumerate().map(convolve).collect::<Result<Vec<_>, _>>()
         })?;
-        let joined = t.concat(&parts);
+        let joined = t.concat(&parts)?;
         let joined = t.batch_norm("bn", joined)?;
         Ok(t.own_activation(Activation::SiLU, joined))
     }

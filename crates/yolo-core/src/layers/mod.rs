@@ -54,7 +54,8 @@ fn one(inputs: &[NodeId]) -> Traced {
 
 /// Padding that keeps the size of a map at stride 1.
 fn autopad(kernel: usize, dilation: usize) -> usize {
-    (dilation * (kernel - 1) + 1) / 2
+    let extent = dilation * (kernel - 1) + 1;
+    extent / 2
 }
 
 /// `int(channels * expansion)` of the originals.

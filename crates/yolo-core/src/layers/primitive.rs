@@ -149,6 +149,6 @@ pub(super) fn read_concat(args: &mut Args<'_>) -> Built {
 
 impl Block for Concat {
     fn trace(&self, t: &mut Tracer, inputs: &[NodeId]) -> Traced {
-        Ok(t.concat(inputs))
+        t.concat(inputs)
     }
 }

@@ -36,7 +36,7 @@ impl Block for Spp {
             let pooled = pools.map(|(i, &kernel)| t.module(i.to_string(), |t| t.unary(same_pool(kernel), x)));
             std::iter::once(x).chain(pooled).collect::<Vec<_>>()
         });
-        let joined = t.concat(&parts);
+        let joined = t.concat(&parts)?;
         t.child("cv2", &Conv::new(middle * parts.len(), self.c2, 1, 1), joined)
     }
 }

@@ -28,7 +28,7 @@ impl Block for Sppf {
             }
             parts
         });
-        let joined = t.concat(&parts);
+        let joined = t.concat(&parts)?;
         t.child("cv2", &Conv::new(4 * middle, self.c2, 1, 1), joined)
     }
 }

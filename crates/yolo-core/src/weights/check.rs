@@ -95,12 +95,12 @@ fn list<T>(message: &mut String, what: &str, keys: &[T], line: impl Fn(&T) -> St
     }
 }
 
-/// The names nearest to `name`, best first: those of which less than half would have to change.
+/// The names nearest to `name`, best first: those of which at most a third would have to change.
 fn nearest<'a>(name: &str, others: &[&'a str]) -> Vec<&'a str> {
     // A hostile file may hold names of any length and number; a hint is not worth more than this.
     let candidates = others.iter().take(2000).filter(|other| other.len() <= 200);
     let mut near: Vec<_> = candidates.map(|&other| (edit_distance(name, other), other)).collect();
-    near.retain(|&(distance, _)| name.len() <= 200 && distance * 2 < name.len());
+    near.retain(|&(distance, _)| name.len() <= 200 && distance * 3 <= name.len());
     near.sort_unstable();
     near.into_iter().take(NEAREST).map(|(_, other)| other).collect()
 }

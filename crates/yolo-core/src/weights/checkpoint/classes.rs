@@ -16,6 +16,8 @@ pub(super) fn call<'a>(arena: &mut Arena<'a>, callable: Id, args: Id) -> Result<
     match (module, name) {
         ("collections", "OrderedDict" | "defaultdict") | ("builtins" | "__builtin__", "dict") => {
             // Python 2 gave an OrderedDict its pairs here, Python 3 adds them later.
+            let listed = first.and_then(|list| arena.list(list)).map_or(0, <[_]>::len);
+            arena.spend(listed)?;
             let pairs = first.and_then(|list| arena.list(list)).unwrap_or_default();
             let pair = |&pair: &Id| arena.list(pair).and_then(|pair| Some((*pair.first()?, *pair.get(1)?)));
             let pairs = pairs.iter().filter_map(pair).collect();

@@ -82,7 +82,7 @@ struct Tensor {
 pub fn read(path: impl AsRef<Path>) -> Result<Checkpoint> {
     let path = path.as_ref();
     let data = Data::open(path)?;
-    let parts = parse(data.bytes()).map_err(|fault| Error::checkpoint(path, fault))?;
+    let parts = parse(data.bytes()).map_err(|fault| Error::checkpoint(path, printable(&fault)))?;
     let (tensors, metadata, origin, notes) = parts;
     Ok(Checkpoint { path: path.to_path_buf(), data, tensors, metadata, origin, notes })
 }
@@ -139,6 +139,17 @@ impl fmt::Debug for Checkpoint {
     }
 }
 
+/// A sentence that may quote the file, fit for a terminal: a damaged name may be long or hold control characters.
+fn printable(sentence: &str) -> String {
+    const LONGEST: usize = 500;
+    let clean = |c: char| if c.is_control() { char::REPLACEMENT_CHARACTER } else { c };
+    let mut printable: String = sentence.chars().take(LONGEST).map(clean).collect();
+    if sentence.chars().nth(LONGEST).is_some() {
+        printable.push_str("...");
+    }
+    printable
+}
+
 type Parts = (Vec<Tensor>, NetworkMetadata, Origin, Vec<String>);
 
 fn parse(bytes: &[u8]) -> Result<Parts, Fault> {
@@ -167,6 +178,7 @@ fn parse(bytes: &[u8]) -> Result<Parts, Fault> {
         floats(&tensor.window, bytes.get(range)?)
     };
     let metadata = module::metadata(&arena, root, network, origin, small, &mut notes);
+    let notes = notes.iter().map(|note| printable(note)).collect();
     Ok((tensors, metadata, origin, notes))
 }
 

@@ -145,7 +145,8 @@ impl<'a> Arena<'a> {
         Ok(Id(id))
     }
 
-    fn spend(&mut self, cells: usize) -> Result<(), Fault> {
+    /// Counts work or memory against the pickle's allowance.
+    pub(super) fn spend(&mut self, cells: usize) -> Result<(), Fault> {
         self.cells = self.cells.saturating_add(cells);
         if self.cells > MAX_CELLS { Err(too_large()) } else { Ok(()) }
     }
