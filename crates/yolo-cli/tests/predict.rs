@@ -255,7 +255,8 @@ fn json_is_a_line_a_picture() {
     let place = Place::new();
     let a = place.picture("in/a.png");
     let b = place.file("in/b.png", b"no picture");
-    let ran = place.run(&["--source", "in", "--nosave", "--json"]).status(1);
+    // In a batch too, the lines come in the order of the pictures.
+    let ran = place.run(&["--source", "in", "--nosave", "--json", "--batch", "2"]).status(1);
     let lines = ran.json();
     assert_eq!(lines.len(), 2);
     assert_eq!(lines[0]["path"], a.to_str().unwrap());

@@ -204,11 +204,10 @@ fn predict(args: &Args) -> anyhow::Result<ExitCode> {
     let run = Run { jobs: &jobs, detector: &detector, batch, wanted: &wanted, console: &console, stop: &stop };
     let outcome = run.go(writer.as_mut());
     console.finish();
-    // What was found before something went wrong is kept.
-    if let Some(writer) = &mut writer {
-        writer.finish()?;
-    }
+    // What was found before something went wrong is kept; what went wrong first is what is told.
+    let finished = writer.as_mut().map_or(Ok(()), Writer::finish);
     let outcome = outcome?;
+    finished?;
 
     let failed = outcome.failed + refused.len();
     if outcome.done > 0 {

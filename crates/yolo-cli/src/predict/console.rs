@@ -2,6 +2,7 @@
 
 use std::io::{self, Write};
 
+use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Runs of at least this many pictures get a progress bar.
@@ -37,7 +38,10 @@ impl Console {
     }
 
     /// Prints a line of YOLOv5's.
-    pub(crate) fn line(&self, text: &str) -> io::Result<()> {
+    ///
+    /// # Errors
+    /// As [`Console::output`].
+    pub(crate) fn line(&self, text: &str) -> anyhow::Result<()> {
         match self.lines {
             Lines::Stdout => self.output(text),
             Lines::Stderr => {
@@ -49,8 +53,11 @@ impl Console {
     }
 
     /// Prints a line of results on standard output.
-    pub(crate) fn output(&self, text: &str) -> io::Result<()> {
-        self.bar.suspend(|| writeln!(io::stdout(), "{text}"))
+    ///
+    /// # Errors
+    /// Standard output that is closed or full; the [`io::Error`] can be taken out again.
+    pub(crate) fn output(&self, text: &str) -> anyhow::Result<()> {
+        self.bar.suspend(|| writeln!(io::stdout(), "{text}")).context("standard output")
     }
 
     /// Prints a line on standard error; where that is closed there is nobody to tell.

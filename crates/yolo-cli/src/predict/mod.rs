@@ -1,4 +1,4 @@
-//! `yolo predict` below its flags: pictures are read ahead of the network, and results written behind it.
+//! `yolo predict` below its flags: pictures are read ahead of the network, results written in their order.
 
 pub(crate) mod console;
 pub(crate) mod record;
