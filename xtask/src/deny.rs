@@ -43,7 +43,7 @@ fn find_or_install() -> anyhow::Result<PathBuf> {
     println!("cargo-deny is not installed; building it into target/tools, which takes some minutes once");
     // Unoptimised: it runs for a second, but its optimised build takes many times longer.
     let mut install = cargo();
-    install.args(["install", "cargo-deny", "--locked", "--debug", "--version", "VERSION", "--root"]).arg(&tools);
+    install.args(["install", "cargo-deny", "--locked", "--debug", "--version", "0.20.2", "--root"]).arg(&tools);
     execute(install.env("CARGO_TARGET_DIR", root().join("target/tools/build")))?;
     Ok(own)
 }

@@ -1,22 +1,22 @@
-//! `cargo xtask test`: every test of the workspace.
+//! `cargo xtask test`: every test of the workspace, and the examples that need no weights.
 
-use crate::process::{cargo, run};
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-pub(crate) fn run_examples() -> anyhow::Result<()> {
-    // Those that need no weights run to the end; all of them were built with the tests.
-    for example in ["build_network", "features"] {
-        run(cargo().args(["run", "--quiet", "--workspace", "--example", example]).stdout(std::process::Stdio::null()))?;
-    }
-    Ok(())
-}
+use crate::process::{cargo, root, run as execute};
 
-pub(crate) fn run_tests() -> anyhow::Result<()> {
-    // Always the whole workspace: selecting packages resolves other features and builds the dependencies anew.
-    run(cargo().args(["test", "--workspace", "--all-targets"]))?;
-    run(cargo().args(["test", "--workspace", "--doc"]))
-}
+/// Examples that run to the end on their own.
+const EXAMPLES: [&str; 2] = ["build_network", "features"];
 
 pub(crate) fn run() -> anyhow::Result<()> {
-    run_tests()?;
-    run_examples()
+    // Always the whole workspace: selecting packages resolves other features and builds the dependencies anew.
+    execute(cargo().args(["test", "--workspace", "--all-targets"]))?;
+    execute(cargo().args(["test", "--workspace", "--doc"]))?;
+    execute(cargo().args(["build", "--workspace", "--examples"]))?;
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    for example in EXAMPLES {
+        let program = target.join("debug/examples").join(example).with_extension(std::env::consts::EXE_EXTENSION);
+        execute(Command::new(program).stdout(Stdio::null()))?;
+    }
+    Ok(())
 }

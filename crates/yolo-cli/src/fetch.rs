@@ -71,7 +71,7 @@ fn converted(checkpoint: &Path) -> anyhow::Result<PathBuf> {
     io::copy(&mut file, &mut hash).with_context(|| checkpoint.display().to_string())?;
     let sum = hex(&hash.finalize());
     let stem = checkpoint.file_stem().unwrap_or_default().to_string_lossy();
-    let target = cache_folder()?.join(format!("{stem}-{}-{CONVERSION}.safetensors", &sum[..16]));
+    let target = cache_folder()?.join(format!("{}-{CONVERSION}", &sum[..16])).join(format!("{stem}.safetensors"));
     if Weights::open(&target).is_ok() {
         return Ok(target);
     }

@@ -18,6 +18,8 @@ const SAME_FEATURES: &str = r#"
 getrandom = { version = "0.4", features = ["std", "sys_rng"] }
 rustix = { version = "1", features = ["termios"] }
 serde_core = "1"
+
+[build-dependencies]
 syn = { version = "3", features = ["full"] }
 "#;
 
