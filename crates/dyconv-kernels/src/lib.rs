@@ -5,6 +5,9 @@
 //! own mixture ([`conv2d_per_sample`]). Folding the batch into groups, the way of PyTorch code, would run a loop over
 //! `batch * groups` convolutions here; batched matrix products do not.
 
-mod reference;
+pub mod cpu;
+mod op;
+pub mod reference;
 
-pub use reference::{ConvConfig, Routing, conv2d_grouped, conv2d_per_sample, mix_experts, route};
+pub use op::{conv_transpose2d, conv2d, conv2d_per_sample};
+pub use reference::{ConvConfig, Routing, mix_experts, route};

@@ -79,11 +79,11 @@ pub fn mix_experts(r: &Tensor, experts: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Where the shapes do not fit, or the window does not fit into the padded map.
 pub fn conv2d_per_sample(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> Result<Tensor> {
-    let (batch, values) = kernels.dims2()?;
+    let (batch, _) = kernels.dims2()?;
     if batch != x.dim(0)? {
         bail!("conv2d_per_sample: `kernels` has {batch} samples, `x` has {}", x.dim(0)?);
     }
-    convolve(x, kernels, values, config)
+    convolve(x, kernels, config)
 }
 
 /// Convolution of all samples with the same kernels, in groups, without a loop over them.
@@ -95,12 +95,13 @@ pub fn conv2d_per_sample(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> R
 /// Where the shapes do not fit, or the window does not fit into the padded map.
 pub fn conv2d_grouped(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
     let kernels = weight.flatten_all()?.unsqueeze(0)?;
-    convolve(x, &kernels, weight.elem_count(), config)
+    convolve(x, &kernels, config)
 }
 
 /// `kernels` is `[B, values]` or `[1, values]`.
-fn convolve(x: &Tensor, kernels: &Tensor, values: usize, config: &ConvConfig) -> Result<Tensor> {
+pub(crate) fn convolve(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> Result<Tensor> {
     let (batch, channels, ..) = x.dims4()?;
+    let (_, values) = kernels.dims2()?;
     let groups = config.groups;
     if groups == 0 || channels % groups != 0 {
         bail!("convolution: {channels} channels do not divide by {groups} groups");
@@ -118,7 +119,7 @@ fn convolve(x: &Tensor, kernels: &Tensor, values: usize, config: &ConvConfig) ->
 }
 
 /// The pixels under each tap of the window, `[B, C, kh * kw, H' * W']`, with H' and W'.
-fn im2col(x: &Tensor, config: &ConvConfig) -> Result<(Tensor, usize, usize)> {
+pub(crate) fn im2col(x: &Tensor, config: &ConvConfig) -> Result<(Tensor, usize, usize)> {
     let (batch, channels, height, width) = x.dims4()?;
     let ConvConfig { kernel, stride, padding, dilation, .. } = *config;
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize| {
@@ -149,6 +150,31 @@ fn im2col(x: &Tensor, config: &ConvConfig) -> Result<(Tensor, usize, usize)> {
         }
     }
     Ok((Tensor::cat(&taps, 2)?, out_height, out_width))
+}
+
+/// A convolution's transpose: `y` spread out by the stride, zeros around it, and a convolution with the kernels turned round
+/// (`[sets, values]`, channels exchanged), cut or filled to `size` = (height, width).
+pub(crate) fn spread_convolution(
+    y: &Tensor,
+    turned: &Tensor,
+    config: &ConvConfig,
+    size: (usize, usize),
+    convolve: impl Fn(&Tensor, &Tensor, &ConvConfig) -> Result<Tensor>,
+) -> Result<Tensor> {
+    let (b, c, h, w) = y.dims4()?;
+    let ConvConfig { kernel, stride, padding, dilation, groups } = *config;
+    let spread = y.reshape([b, c, h, 1, w, 1].as_slice())?;
+    let spread = spread.pad_with_zeros(3, 0, stride.0 - 1)?.pad_with_zeros(5, 0, stride.1 - 1)?;
+    let spread = spread.reshape((b, c, h * stride.0, w * stride.1))?;
+    // Every output pixel of the transpose sees the window turned round; those that the padding made are cut off again.
+    let fit = |x: &Tensor, dim: usize, window: usize, padding: usize, size: usize| {
+        let x = x.pad_with_zeros(dim, window, window + size + 2 * padding)?;
+        x.narrow(dim, padding, size + window)
+    };
+    let spread = fit(&spread, 2, dilation.0 * (kernel.0 - 1), padding.0, size.0)?;
+    let spread = fit(&spread, 3, dilation.1 * (kernel.1 - 1), padding.1, size.1)?;
+    let plain = ConvConfig { kernel, stride: (1, 1), padding: (0, 0), dilation, groups };
+    convolve(&spread, turned, &plain)
 }
 
 /// `count` slices along `dim`, `step` apart, from `start` on.

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::{sigmoid, softmax};
-use dyconv_kernels::{ConvConfig, Routing, conv2d_grouped, conv2d_per_sample, mix_experts, route};
+use dyconv_kernels::{ConvConfig, Routing, conv_transpose2d, conv2d, conv2d_per_sample, mix_experts, route};
 
 use super::{Model, decode};
 use crate::config::Activation;
@@ -19,9 +19,11 @@ pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> 
     let param = |id: ParamId| &model.params[id];
     match op {
         Op::Input => Ok(x.clone()),
-        Op::Conv2d { weight, bias, geometry } => add_bias(conv2d(x, param(*weight), geometry)?, bias.map(param)),
+        Op::Conv2d { weight, bias, geometry } => {
+            add_bias(conv2d(x, param(*weight), &config(geometry))?, bias.map(param))
+        }
         Op::ConvTranspose2d { weight, bias, geometry, output_padding } => {
-            add_bias(conv_transpose2d(x, param(*weight), geometry, *output_padding)?, bias.map(param))
+            add_bias(conv_transpose2d(x, param(*weight), &config(geometry), *output_padding)?, bias.map(param))
         }
         Op::Route { route, .. } => run_route(x, route, param),
         Op::DynamicConv2d { experts, bias, geometry, .. } => {
@@ -70,37 +72,6 @@ pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> 
 fn config(geometry: &ConvGeometry) -> ConvConfig {
     let ConvGeometry { kernel, stride, padding, dilation, groups, .. } = *geometry;
     ConvConfig { kernel, stride, padding, dilation, groups }
-}
-
-/// Candle's convolution where it can do it, which is square and without groups.
-fn conv2d(x: &Tensor, weight: &Tensor, g: &ConvGeometry) -> Result<Tensor> {
-    let square = |(vertical, horizontal): (usize, usize)| vertical == horizontal;
-    if g.groups == 1 && square(g.stride) && square(g.padding) && square(g.dilation) {
-        return x.conv2d(weight, g.padding.0, g.stride.0, g.dilation.0, 1);
-    }
-    conv2d_grouped(x, weight, &config(g))
-}
-
-/// The transposed convolution as a convolution of the map spread out by its stride, with the kernels turned round.
-fn conv_transpose2d(x: &Tensor, weight: &Tensor, g: &ConvGeometry, output_padding: usize) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let (stride, dilation) = (g.stride.0, g.dilation.0);
-    let spread = x.reshape([b, c, h, 1, w, 1].as_slice())?;
-    let spread = spread.pad_with_zeros(3, 0, stride - 1)?.pad_with_zeros(5, 0, stride - 1)?;
-    let spread = spread.reshape((b, c, h * stride, w * stride))?;
-    let spread = spread.narrow(2, 0, (h - 1) * stride + 1)?.narrow(3, 0, (w - 1) * stride + 1)?;
-    let margin = (dilation * (g.kernel.0 - 1), dilation * (g.kernel.1 - 1));
-    let [left, right, top, bottom] = [margin.1, margin.1 + output_padding, margin.0, margin.0 + output_padding];
-    let spread = pad(&spread, [left, right, top, bottom], 0.0)?;
-    // [groups * in, out, kh, kw] to [groups * out, in, kh, kw]
-    let (kh, kw) = g.kernel;
-    let (inputs, outputs) = (g.in_channels / g.groups, g.out_channels / g.groups);
-    let weight = weight.reshape((g.groups, inputs, outputs, kh, kw))?.transpose(1, 2)?;
-    let weight = weight.reshape((g.out_channels, inputs, kh, kw))?.flip(&[2, 3])?.contiguous()?;
-    let plain = ConvGeometry { stride: (1, 1), padding: (0, 0), ..*g };
-    let full = conv2d_grouped(&spread, &weight, &config(&plain))?;
-    let (_, _, oh, ow) = full.dims4()?;
-    full.narrow(2, g.padding.0, oh - 2 * g.padding.0)?.narrow(3, g.padding.1, ow - 2 * g.padding.1)
 }
 
 fn add_bias(y: Tensor, bias: Option<&Tensor>) -> Result<Tensor> {

@@ -1,0 +1,54 @@
+//! Instruction sets as values: what a kernel may use is what it holds a token for.
+
+/// Vectors of f32 on one instruction set.
+///
+/// # Safety
+/// A value of an implementing type must exist only on a CPU that has the instructions which its methods use.
+pub(crate) unsafe trait Isa: Copy + Send + Sync {
+    /// Values in a vector.
+    const LANES: usize;
+    /// Rows of the register tile of the matrix product: with two vectors a row, accumulators fill the registers but for
+    /// the two vectors of the right side and a broadcast value of the left.
+    const TILE_ROWS: usize;
+    /// A vector.
+    type F32: Copy;
+
+    /// All lanes `x`.
+    fn splat(self, x: f32) -> Self::F32;
+    /// The first [`Isa::LANES`] values of `x`, which must have as many.
+    fn load(self, x: &[f32]) -> Self::F32;
+    /// Writes the first [`Isa::LANES`] values of `y`, which must have as many.
+    fn store(self, y: &mut [f32], v: Self::F32);
+    /// `a * b + c`
+    fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// Runs `body` with this instruction set enabled, so that what is inlined into it compiles to it.
+    fn run<R>(self, body: impl FnOnce() -> R) -> R;
+}
+
+/// The instruction sets that there are kernels for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum IsaName {
+    /// No vector instructions beyond what the compiler takes by itself.
+    Scalar,
+    /// x86-64 with AVX2 and FMA.
+    Avx2,
+    /// x86-64 with AVX-512F.
+    Avx512,
+    /// AArch64.
+    Neon,
+}
+
+impl IsaName {
+    /// All of them, the widest first.
+    pub const ALL: [Self; 4] = [Self::Avx512, Self::Avx2, Self::Neon, Self::Scalar];
+
+    /// As `DYCONV_ISA` spells it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            Self::Avx2 => "avx2",
+            Self::Avx512 => "avx512",
+            Self::Neon => "neon",
+        }
+    }
+}

@@ -1,0 +1,133 @@
+//! Kernels on slices of f32, for the CPU that runs them; no tensors here.
+//!
+//! One algorithm a file, generic over the instruction set ([`isa`]); the sets are thin files beside it. The set is found at
+//! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
+
+mod conv;
+mod depthwise;
+mod isa;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+mod scalar;
+#[cfg(test)]
+mod tests;
+#[cfg(target_arch = "x86_64")]
+mod x86;
+
+use std::sync::OnceLock;
+
+pub use isa::IsaName;
+
+/// Sizes of one convolution of maps `[batch, in_channels, height, width]`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConvShape {
+    /// Samples.
+    pub batch: usize,
+    /// Channels read.
+    pub in_channels: usize,
+    /// Channels written.
+    pub out_channels: usize,
+    /// Height and width of the input.
+    pub input: (usize, usize),
+    /// Height and width of the output.
+    pub output: (usize, usize),
+    /// Kernel, stride, padding, dilation, groups.
+    pub config: crate::ConvConfig,
+}
+
+impl ConvShape {
+    /// Values of one sample's kernels.
+    pub fn kernel_len(&self) -> usize {
+        self.out_channels * self.taps()
+    }
+
+    /// Inputs that one output depends on.
+    pub(crate) fn taps(&self) -> usize {
+        self.in_channels / self.config.groups * self.config.kernel.0 * self.config.kernel.1
+    }
+
+    fn depthwise(&self) -> bool {
+        self.config.groups == self.in_channels && self.out_channels == self.in_channels
+    }
+}
+
+/// The instruction sets that this CPU has kernels for, the widest first.
+pub fn available() -> Vec<IsaName> {
+    IsaName::ALL.into_iter().filter(|name| with(*name, Probe).is_some()).collect()
+}
+
+/// The instruction set in use.
+pub fn chosen() -> IsaName {
+    static CHOSEN: OnceLock<IsaName> = OnceLock::new();
+    *CHOSEN.get_or_init(|| {
+        let available = available();
+        let wanted = std::env::var("DYCONV_ISA").unwrap_or_default();
+        let forced = available.iter().find(|name| name.name() == wanted);
+        forced.or(available.first()).copied().unwrap_or(IsaName::Scalar)
+    })
+}
+
+/// Convolution with kernels per sample (`kernels` is `batch` times [`ConvShape::kernel_len`]) or the same for all (once).
+/// Writes every value of `y`.
+pub(crate) fn conv2d(x: &[f32], kernels: &[f32], y: &mut [f32], shape: &ConvShape) {
+    conv2d_on(chosen(), x, kernels, y, shape);
+}
+
+fn conv2d_on(isa: IsaName, x: &[f32], kernels: &[f32], y: &mut [f32], shape: &ConvShape) {
+    assert_eq!(x.len(), shape.batch * shape.in_channels * shape.input.0 * shape.input.1);
+    assert_eq!(y.len(), shape.batch * shape.out_channels * shape.output.0 * shape.output.1);
+    assert!(kernels.len() == shape.kernel_len() || kernels.len() == shape.batch * shape.kernel_len());
+    if y.is_empty() {
+        return;
+    }
+    let job = Conv { x, kernels, y, shape };
+    if with(isa, job).is_none() {
+        unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+/// Something to run on an instruction set.
+trait Job {
+    type Output;
+    fn run<I: isa::Isa>(self, isa: I) -> Self::Output;
+}
+
+/// Runs `job` on an instruction set, where the CPU has it.
+fn with<J: Job>(name: IsaName, job: J) -> Option<J::Output> {
+    match name {
+        IsaName::Scalar => Some(job.run(scalar::Scalar)),
+        #[cfg(target_arch = "x86_64")]
+        IsaName::Avx2 => x86::Avx2::detect().map(|isa| job.run(isa)),
+        #[cfg(target_arch = "x86_64")]
+        IsaName::Avx512 => x86::Avx512::detect().map(|isa| job.run(isa)),
+        #[cfg(target_arch = "aarch64")]
+        IsaName::Neon => neon::Neon::detect().map(|isa| job.run(isa)),
+        #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]
+        _ => None,
+    }
+}
+
+struct Probe;
+
+impl Job for Probe {
+    type Output = ();
+    fn run<I: isa::Isa>(self, _: I) {}
+}
+
+struct Conv<'a> {
+    x: &'a [f32],
+    kernels: &'a [f32],
+    y: &'a mut [f32],
+    shape: &'a ConvShape,
+}
+
+impl Job for Conv<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        if self.shape.depthwise() {
+            depthwise::conv2d(isa, self.x, self.kernels, self.y, self.shape);
+        } else {
+            conv::conv2d(isa, self.x, self.kernels, self.y, self.shape);
+        }
+    }
+}

@@ -1,0 +1,41 @@
+//! Kernels for any CPU: a vector is an array, and the compiler makes of it what it can.
+
+use super::isa::Isa;
+
+/// Token of plain code; any CPU has it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Scalar;
+
+// SAFETY: nothing beyond the target's baseline is used.
+unsafe impl Isa for Scalar {
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 4;
+    type F32 = [f32; 8];
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> [f32; 8] {
+        [x; 8]
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> [f32; 8] {
+        let mut v = [0.0; 8];
+        v.copy_from_slice(&x[..8]);
+        v
+    }
+
+    #[inline(always)]
+    fn store(self, y: &mut [f32], v: [f32; 8]) {
+        y[..8].copy_from_slice(&v);
+    }
+
+    #[inline(always)]
+    fn fma(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i] + c[i])
+    }
+
+    #[inline(always)]
+    fn run<R>(self, body: impl FnOnce() -> R) -> R {
+        body()
+    }
+}

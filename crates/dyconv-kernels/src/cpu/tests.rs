@@ -1,0 +1,132 @@
+//! Every instruction set of this machine against the definition in f64.
+
+use super::*;
+use crate::ConvConfig;
+
+/// Values that differ everywhere and need no random numbers.
+fn wave(count: usize, phase: f32) -> Vec<f32> {
+    (0..count).map(|i| (i as f32 * 0.7 + phase).sin()).collect()
+}
+
+fn shape(batch: usize, channels: (usize, usize), input: (usize, usize), config: ConvConfig) -> Option<ConvShape> {
+    let axis = |size: usize, k: usize, s: usize, p: usize, d: usize| {
+        Some((size + 2 * p).checked_sub(d * (k - 1) + 1)? / s + 1)
+    };
+    let output = (
+        axis(input.0, config.kernel.0, config.stride.0, config.padding.0, config.dilation.0)?,
+        axis(input.1, config.kernel.1, config.stride.1, config.padding.1, config.dilation.1)?,
+    );
+    Some(ConvShape { batch, in_channels: channels.0, out_channels: channels.1, input, output, config })
+}
+
+/// The definition: eight nested loops.
+fn definition(x: &[f32], kernels: &[f32], s: &ConvShape) -> Vec<f64> {
+    let c = s.config;
+    let (per_group, out_group) = (s.in_channels / c.groups, s.out_channels / c.groups);
+    let mut y = Vec::new();
+    for b in 0..s.batch {
+        let kernels =
+            if kernels.len() == s.kernel_len() { kernels } else { &kernels[b * s.kernel_len()..][..s.kernel_len()] };
+        for o in 0..s.out_channels {
+            for (i, j) in (0..s.output.0).flat_map(|i| (0..s.output.1).map(move |j| (i, j))) {
+                let mut sum = 0.0;
+                for ci in 0..per_group {
+                    for (ky, kx) in (0..c.kernel.0).flat_map(|ky| (0..c.kernel.1).map(move |kx| (ky, kx))) {
+                        let row = (i * c.stride.0 + ky * c.dilation.0).wrapping_sub(c.padding.0);
+                        let column = (j * c.stride.1 + kx * c.dilation.1).wrapping_sub(c.padding.1);
+                        if row < s.input.0 && column < s.input.1 {
+                            let kernel = kernels[((o * per_group + ci) * c.kernel.0 + ky) * c.kernel.1 + kx];
+                            let channel = b * s.in_channels + o / out_group * per_group + ci;
+                            let pixel = x[(channel * s.input.0 + row) * s.input.1 + column];
+                            sum += f64::from(kernel) * f64::from(pixel);
+                        }
+                    }
+                }
+                y.push(sum);
+            }
+        }
+    }
+    y
+}
+
+/// Worst error over the largest value, on every instruction set of this machine.
+fn check(s: &ConvShape, per_sample: bool) -> Result<(), String> {
+    let x = wave(s.batch * s.in_channels * s.input.0 * s.input.1, 0.1);
+    let kernels = wave(s.kernel_len() * if per_sample { s.batch } else { 1 }, 0.5);
+    let expected = definition(&x, &kernels, s);
+    let largest = expected.iter().fold(1e-3f64, |max, v| max.max(v.abs()));
+    for isa in available() {
+        let mut y = vec![f32::NAN; expected.len()];
+        conv2d_on(isa, &x, &kernels, &mut y, s);
+        for (got, expected) in y.iter().zip(&expected) {
+            let error = (f64::from(*got) - expected).abs();
+            // A sum of n terms in f32 errs by less than n * 2^-24 of the sum of their sizes; far less in practice.
+            if !(error <= 2e-6 * largest.max(s.taps() as f64 * 0.1)) {
+                return Err(format!("{}: {got} instead of {expected} for {s:?}, per sample {per_sample}", isa.name()));
+            }
+        }
+    }
+    Ok(())
+}
+
+const ONE: ConvConfig = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
+
+/// Sizes just below, at and just above those of tiles, panels and blocks.
+#[test]
+fn sizes_around_the_tiles() {
+    let three = ConvConfig { kernel: (3, 3), padding: (1, 1), ..ONE };
+    let mut failures = Vec::new();
+    for out in [1, 3, 4, 5, 6, 7, 13, 14, 15, 29] {
+        for size in [(1, 1), (1, 15), (3, 5), (4, 4), (1, 17), (3, 11), (8, 8), (5, 13), (17, 17)] {
+            for (channels, config) in [(1, ONE), (5, ONE), (3, three), (33, three)] {
+                failures.extend(check(&shape(2, (channels, out), size, config).unwrap(), true).err());
+            }
+        }
+    }
+    // More taps than a panel holds, more pixels than a block.
+    failures.extend(check(&shape(1, (300, 9), (5, 7), ONE).unwrap(), false).err());
+    failures.extend(check(&shape(1, (2, 3), (40, 33), three).unwrap(), false).err());
+    assert!(failures.is_empty(), "{} failures, such as {:#?}", failures.len(), &failures[..failures.len().min(3)]);
+}
+
+/// Random shapes: channels, pixels, strides, dilations, groups, kernels of any form.
+#[test]
+fn random_shapes() {
+    let mut state = 1u64;
+    let mut random = |below: usize| {
+        state = state.wrapping_mul(6364136223846793005).wrapping_add(1442695040888963407);
+        (state >> 33) as usize % below
+    };
+    let (mut failures, mut cases, mut depthwise) = (Vec::new(), 0, 0);
+    while cases < 600 {
+        let groups = [1, 1, 2, 3, 8][random(5)];
+        let thin = random(4) == 0;
+        let channels = groups * (1 + random(if thin { 1 } else { 40 / groups }));
+        let out = if thin { channels } else { groups * (1 + random(40 / groups)) };
+        let groups = if thin { channels } else { groups };
+        let pair = |a, b| (a, b);
+        let config = ConvConfig {
+            kernel: pair(1 + random(5), 1 + random(5)),
+            stride: pair(1 + random(3), 1 + random(3)),
+            padding: pair(random(4), random(4)),
+            dilation: pair(1 + random(3), 1 + random(3)),
+            groups,
+        };
+        let input = (1 + random(33), 1 + random(33));
+        let batch = 1 + random(3);
+        let Some(s) = shape(batch, (channels, out), input, config) else { continue };
+        cases += 1;
+        depthwise += usize::from(s.depthwise());
+        failures.extend(check(&s, random(2) == 0).err());
+    }
+    assert!(depthwise > 50, "only {depthwise} of {cases} shapes were depthwise");
+    assert!(failures.is_empty(), "{} failures, such as {:#?}", failures.len(), &failures[..failures.len().min(3)]);
+}
+
+#[test]
+fn the_widest_set_is_chosen() {
+    assert_eq!(available().last(), Some(&IsaName::Scalar));
+    let forced = std::env::var("DYCONV_ISA").unwrap_or_default();
+    let expected = available().into_iter().find(|isa| isa.name() == forced).unwrap_or(available()[0]);
+    assert_eq!(chosen(), expected);
+}

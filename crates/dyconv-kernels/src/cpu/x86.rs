@@ -1,0 +1,116 @@
+//! AVX2 and AVX-512 on x86-64.
+
+use std::arch::x86_64::{
+    __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+};
+
+use super::isa::Isa;
+
+/// Token of AVX2 with FMA.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx2(());
+
+/// Token of AVX-512F.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Avx512(());
+
+impl Avx2 {
+    /// The token, where the CPU has the instructions.
+    pub(crate) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+}
+
+impl Avx512 {
+    /// The token, where the CPU has the instructions.
+    pub(crate) fn detect() -> Option<Self> {
+        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma")).then_some(Self(()))
+    }
+}
+
+// SAFETY: `detect` is the only constructor.
+unsafe impl Isa for Avx2 {
+    const LANES: usize = 8;
+    const TILE_ROWS: usize = 6;
+    type F32 = __m256;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m256 {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m256 {
+        assert!(x.len() >= 8);
+        // SAFETY: the token proves AVX2; eight values are there.
+        unsafe { _mm256_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, y: &mut [f32], v: __m256) {
+        assert!(y.len() >= 8);
+        // SAFETY: the token proves AVX2; there is room for eight values.
+        unsafe { _mm256_storeu_ps(y.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        // SAFETY: the token proves FMA.
+        unsafe { _mm256_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn run<R>(self, body: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma")]
+        fn entry<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        // SAFETY: the token proves AVX2 and FMA.
+        unsafe { entry(body) }
+    }
+}
+
+// SAFETY: `detect` is the only constructor.
+unsafe impl Isa for Avx512 {
+    const LANES: usize = 16;
+    const TILE_ROWS: usize = 14;
+    type F32 = __m512;
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load(self, x: &[f32]) -> __m512 {
+        assert!(x.len() >= 16);
+        // SAFETY: the token proves AVX-512F; sixteen values are there.
+        unsafe { _mm512_loadu_ps(x.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, y: &mut [f32], v: __m512) {
+        assert!(y.len() >= 16);
+        // SAFETY: the token proves AVX-512F; there is room for sixteen values.
+        unsafe { _mm512_storeu_ps(y.as_mut_ptr(), v) }
+    }
+
+    #[inline(always)]
+    fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn run<R>(self, body: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,fma")]
+        fn entry<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        // SAFETY: the token proves AVX-512F and FMA.
+        unsafe { entry(body) }
+    }
+}
