@@ -9,5 +9,5 @@ pub mod cpu;
 mod op;
 pub mod reference;
 
-pub use op::{conv_transpose2d, conv2d, conv2d_per_sample};
+pub use op::{conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d};
 pub use reference::{ConvConfig, Routing, mix_experts, route};

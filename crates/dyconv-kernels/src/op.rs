@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::cpu::{self, ConvShape};
-use crate::reference::{self, ConvConfig};
+use crate::reference::{self, ConvConfig, mix_experts};
 
 /// Convolution of each sample with its own kernels.
 ///
@@ -41,6 +41,28 @@ pub fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor
         );
     }
     convolve(x, &weight.flatten_all()?.unsqueeze(0)?, config)
+}
+
+/// Dynamic convolution: each sample with its own mixture of the experts' kernels, and of their biases where there are any.
+///
+/// # Shapes
+/// `x` is `[B, Cin, H, W]`, `routing` `[B, K]` (from [`route`](crate::route)), `experts` `[K, ...]` with
+/// `Cout * (Cin / groups) * kh * kw` values each, `bias` `[K, Cout]`; the result is `[B, Cout, H', W']`.
+///
+/// # Errors
+/// Where the shapes do not fit, or the window does not fit into the padded map.
+pub fn dynamic_conv2d(
+    x: &Tensor,
+    routing: &Tensor,
+    experts: &Tensor,
+    bias: Option<&Tensor>,
+    config: &ConvConfig,
+) -> Result<Tensor> {
+    let y = conv2d_per_sample(x, &mix_experts(routing, &experts.flatten_from(1)?)?, config)?;
+    match bias {
+        Some(bias) => y.broadcast_add(&mix_experts(routing, bias)?.unsqueeze(2)?.unsqueeze(3)?),
+        None => Ok(y),
+    }
 }
 
 /// Transposed convolution: what gives [`conv2d`] its gradient, as an operation of its own.

@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::{sigmoid, softmax};
-use dyconv_kernels::{ConvConfig, Routing, conv_transpose2d, conv2d, conv2d_per_sample, mix_experts, route};
+use dyconv_kernels::{ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route};
 
 use super::{Model, decode};
 use crate::config::Activation;
@@ -27,13 +27,7 @@ pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> 
         }
         Op::Route { route, .. } => run_route(x, route, param),
         Op::DynamicConv2d { experts, bias, geometry, .. } => {
-            let routing = second()?;
-            let kernels = mix_experts(routing, &param(*experts).flatten_from(1)?)?;
-            let y = conv2d_per_sample(x, &kernels, &config(geometry))?;
-            match bias {
-                Some(bias) => y.broadcast_add(&mix_experts(routing, param(*bias))?.unsqueeze(2)?.unsqueeze(3)?),
-                None => Ok(y),
-            }
+            dynamic_conv2d(x, second()?, param(*experts), bias.map(param), &config(geometry))
         }
         Op::BatchNorm { weight, bias, mean, var } => {
             batch_norm(x, param(*weight), param(*bias), param(*mean), param(*var))
