@@ -179,7 +179,7 @@ impl CustomOp2 for Convolution {
 }
 
 /// A contiguous tensor's values.
-fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("convolution: expected contiguous tensors") };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }

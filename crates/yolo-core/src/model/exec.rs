@@ -2,7 +2,7 @@
 
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::{sigmoid, softmax};
-use dyconv_kernels::{ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route};
+use dyconv_kernels::{ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route, scale_shift};
 
 use super::{Model, decode};
 use crate::config::Activation;
@@ -98,8 +98,7 @@ fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, mean: &Tensor, var: &T
     let [weight, bias, mean, var] = [weight, bias, mean, var].map(|t| t.to_dtype(DType::F32));
     let scale = (weight? / (var? + BATCH_NORM_EPS)?.sqrt()?)?;
     let shift = (bias? - (mean? * &scale)?)?;
-    let per_channel = |t: Tensor| t.to_dtype(x.dtype())?.reshape((1, (), 1, 1));
-    x.broadcast_mul(&per_channel(scale)?)?.broadcast_add(&per_channel(shift)?)
+    scale_shift(x, &scale, &shift)
 }
 
 fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
