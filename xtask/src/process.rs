@@ -22,7 +22,7 @@ pub(crate) fn cargo() -> Command {
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     let words: Vec<_> = command.get_args().map(|word| word.to_string_lossy().into_owned()).collect();
     let program = Path::new(command.get_program()).file_name().unwrap_or_default().to_string_lossy().into_owned();
-    let line = format!("{program} {}", words.join(" "));
+    let line = std::iter::once(program).chain(words).collect::<Vec<_>>().join(" ");
     println!("$ {line}");
     let status = command.status().with_context(|| format!("`{line}` cannot be run"))?;
     if !status.success() {

@@ -63,12 +63,13 @@ pub enum Error {
         problem: String,
     },
     /// A file that cannot be read or written.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {cause}", path.display())]
     Io {
         /// The file.
         path: PathBuf,
-        /// What the operating system said.
-        source: std::io::Error,
+        /// What the operating system said. Not called `source`: it stands in the message already, and printers of chains
+        /// would say it twice.
+        cause: std::io::Error,
     },
     /// An argument out of its range.
     #[error("{argument}: {problem}")]
@@ -91,8 +92,8 @@ pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 impl Error {
     /// An I/O error that names its file.
-    pub fn io(path: impl AsRef<Path>, source: std::io::Error) -> Self {
-        Self::Io { path: path.as_ref().to_path_buf(), source }
+    pub fn io(path: impl AsRef<Path>, cause: std::io::Error) -> Self {
+        Self::Io { path: path.as_ref().to_path_buf(), cause }
     }
 
     /// A damaged or foreign weights file.

@@ -45,7 +45,7 @@ fn decode(bytes: &[u8]) -> Result<RgbImage, String> {
     let format = reader.format().ok_or_else(|| format!("not a picture of a known kind (expected {FORMATS})"))?;
     let damaged = |error: ImageError| match error {
         ImageError::Unsupported(error) => format!("{error} (expected {FORMATS})"),
-        error => format!("the {} data is damaged or cut off: {error}", format_name(format)),
+        error => format!("the {} data is damaged or cut off: {}", format_name(format), error.to_string().trim_end()),
     };
 
     // The pixel count below is the limit that matters; the decoders' own is only a net under it.
