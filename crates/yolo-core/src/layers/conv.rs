@@ -20,6 +20,14 @@ pub(crate) struct ConvOptions {
     pub(crate) dilation: usize,
 }
 
+impl ConvOptions {
+    /// Reads `s=1, p=None, g=1, d=1`.
+    pub(super) fn read(args: &mut Args<'_>) -> Result<Self, String> {
+        let (stride, padding) = (args.pair("s", 1)?, args.padding()?);
+        Ok(Self { stride, padding, groups: args.groups()?, dilation: args.size("d", 1)? })
+    }
+}
+
 impl Default for ConvOptions {
     fn default() -> Self {
         Self { stride: (1, 1), padding: None, groups: 1, dilation: 1 }
@@ -66,12 +74,7 @@ impl Conv {
 
     pub(super) fn read(args: &mut Args<'_>) -> Built {
         let (c1, c2, kernel) = (args.channels("c1")?, args.channels("c2")?, args.pair("k", 1)?);
-        let options = ConvOptions {
-            stride: args.pair("s", 1)?,
-            padding: args.padding()?,
-            groups: args.groups()?,
-            dilation: args.size("d", 1)?,
-        };
+        let options = ConvOptions::read(args)?;
         Ok(Box::new(Self::with(c1, c2, kernel, options).act(args.activation()?)))
     }
 

@@ -18,12 +18,7 @@ struct DyConv2d {
 pub(super) fn read(args: &mut Args<'_>) -> Built {
     let dynamic = args.context.dynamic;
     let (c1, c2, kernel) = (args.channels("c1")?, args.channels("c2")?, args.pair("k", 3)?);
-    let options = ConvOptions {
-        stride: args.pair("s", 1)?,
-        padding: args.padding()?,
-        groups: args.groups()?,
-        dilation: args.size("d", 1)?,
-    };
+    let options = ConvOptions::read(args)?;
     let num_experts = args.experts(args.context.num_experts())?;
     let ratio = args.factor("ratio", 0.25)?;
     let temperature = args.factor("temperature", dynamic.temperature.map_or(34.0, Temperature::at_inference))?;

@@ -37,12 +37,7 @@ impl DynamicConv {
     pub(super) fn read(args: &mut Args<'_>) -> Built {
         let mut routing = Routing::of(args.context);
         let (c1, c2, kernel) = (args.channels("c1")?, args.channels("c2")?, args.pair("k", 1)?);
-        let options = ConvOptions {
-            stride: args.pair("s", 1)?,
-            padding: args.padding()?,
-            groups: args.groups()?,
-            dilation: args.size("d", 1)?,
-        };
+        let options = ConvOptions::read(args)?;
         let act = args.activation()?;
         routing.num_experts = args.experts(routing.num_experts)?;
         Ok(Box::new(Self { geometry: geometry(c1, c2, kernel, options), routing, act }))
