@@ -5,11 +5,13 @@
 //! own mixture ([`conv2d_per_sample`]). Folding the batch into groups, the way of PyTorch code, would run a loop over
 //! `batch * groups` convolutions here; batched matrix products do not.
 
+mod activation;
 mod channel;
 pub mod cpu;
 mod op;
 pub mod reference;
 
+pub use activation::{sigmoid, silu};
 pub use channel::scale_shift;
 pub use op::{conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d};
 pub use reference::{ConvConfig, Routing, mix_experts, route};

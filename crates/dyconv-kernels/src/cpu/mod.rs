@@ -3,6 +3,7 @@
 //! One algorithm a file, generic over the instruction set ([`isa`]); the sets are thin files beside it. The set is found at
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
+mod activation;
 mod conv;
 mod depthwise;
 mod isa;
@@ -83,6 +84,41 @@ fn conv2d_on(isa: IsaName, x: &[f32], kernels: &[f32], y: &mut [f32], shape: &Co
     let job = Conv { x, kernels, y, shape };
     if with(isa, job).is_none() {
         unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+/// A function of one value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Unary {
+    Sigmoid,
+    Silu,
+}
+
+/// Applies a function to every value of `x`; `y` is as long.
+pub(crate) fn unary(kind: Unary, x: &[f32], y: &mut [f32]) {
+    unary_on(chosen(), kind, x, y);
+}
+
+fn unary_on(isa: IsaName, kind: Unary, x: &[f32], y: &mut [f32]) {
+    assert_eq!(x.len(), y.len());
+    if with(isa, Map { kind, x, y }).is_none() {
+        unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+struct Map<'a> {
+    kind: Unary,
+    x: &'a [f32],
+    y: &'a mut [f32],
+}
+
+impl Job for Map<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        match self.kind {
+            Unary::Sigmoid => activation::sigmoid(isa, self.x, self.y),
+            Unary::Silu => activation::silu(isa, self.x, self.y),
+        }
     }
 }
 

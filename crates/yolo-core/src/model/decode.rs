@@ -1,7 +1,7 @@
 //! From the head's maps to boxes in pixels of the network's input.
 
 use candle_core::{D, DType, Result, Tensor};
-use candle_nn::ops::sigmoid;
+use dyconv_kernels::sigmoid;
 
 /// Rows of all levels, `[B, anchors, 5 + classes (+ masks)]`: centre, width, height, objectness, class probabilities, and
 /// mask coefficients as they come.

@@ -1,8 +1,10 @@
 //! Each primitive operation in Candle's terms.
 
 use candle_core::{D, DType, Result, Tensor, bail};
-use candle_nn::ops::{sigmoid, softmax};
-use dyconv_kernels::{ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route, scale_shift};
+use candle_nn::ops::softmax;
+use dyconv_kernels::{
+    ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route, scale_shift, sigmoid, silu,
+};
 
 use super::{Model, decode};
 use crate::config::Activation;
@@ -104,7 +106,7 @@ fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, mean: &Tensor, var: &T
 fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::Identity => Ok(x.clone()),
-        Activation::SiLU => x.silu(),
+        Activation::SiLU => silu(x),
         Activation::ReLU => x.relu(),
         Activation::ReLU6 => x.clamp(0.0, 6.0),
         Activation::LeakyReLU(slope) => x.relu()? - (x.neg()?.relu()? * slope)?,

@@ -1,0 +1,84 @@
+//! Sigmoid and SiLU as operations of Candle: vectors and threads on the CPU, Candle's own elsewhere.
+
+use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor};
+
+use crate::cpu::{self, Unary};
+use crate::op::slice;
+
+/// `1 / (1 + exp(-x))`
+///
+/// # Errors
+/// Where the device fails.
+pub fn sigmoid(x: &Tensor) -> Result<Tensor> {
+    if on_cpu(x) { x.contiguous()?.apply_op1(Function(Unary::Sigmoid)) } else { candle_nn::ops::sigmoid(x) }
+}
+
+/// `x / (1 + exp(-x))`
+///
+/// # Errors
+/// Where the device fails.
+pub fn silu(x: &Tensor) -> Result<Tensor> {
+    if on_cpu(x) { x.contiguous()?.apply_op1(Function(Unary::Silu)) } else { x.silu() }
+}
+
+fn on_cpu(x: &Tensor) -> bool {
+    matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32
+}
+
+struct Function(Unary);
+
+impl CustomOp1 for Function {
+    fn name(&self) -> &'static str {
+        match self.0 {
+            Unary::Sigmoid => "sigmoid",
+            Unary::Silu => "silu",
+        }
+    }
+
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+        let x = slice(x, layout)?;
+        let mut y = vec![0.0; x.len()];
+        cpu::unary(self.0, x, &mut y);
+        Ok((CpuStorage::F32(y), layout.shape().clone()))
+    }
+
+    fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+        let slope = match self.0 {
+            // s (1 - s)
+            Unary::Sigmoid => (y * (1.0 - y)?)?,
+            // s (1 + x (1 - s)) = s + y (1 - s)
+            Unary::Silu => {
+                let s = sigmoid(x)?;
+                (&s + (y * (1.0 - &s)?)?)?
+            }
+        };
+        Ok(Some((dy * slope)?))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::Var;
+
+    use super::*;
+
+    #[test]
+    fn values_and_gradients_agree_with_candle() {
+        let values: Vec<f32> = (0..5 * 7 * 11).map(|i| (i as f32 * 0.7).sin() * 9.0).collect();
+        let x = Tensor::from_vec(values, (5, 7, 11), &Device::Cpu).unwrap().transpose(0, 2).unwrap();
+        type Pair = (fn(&Tensor) -> Result<Tensor>, fn(&Tensor) -> Result<Tensor>);
+        let pairs: [Pair; 2] = [(sigmoid, candle_nn::ops::sigmoid), (silu, Tensor::silu)];
+        for (ours, candles) in pairs {
+            let run = |f: fn(&Tensor) -> Result<Tensor>| {
+                let variable = Var::from_tensor(&x.contiguous().unwrap()).unwrap();
+                let y = f(variable.as_tensor()).unwrap();
+                let gradients = y.sqr().unwrap().sum_all().unwrap().backward().unwrap();
+                let flat = |t: &Tensor| t.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+                [flat(&y), flat(gradients.get(&variable).unwrap()), flat(&f(&x).unwrap())].concat()
+            };
+            for (got, expected) in run(ours).iter().zip(run(candles)) {
+                assert!((got - expected).abs() <= 2e-6 * (1.0 + expected.abs()), "{got} instead of {expected}");
+            }
+        }
+    }
+}
