@@ -27,6 +27,10 @@ fn main() -> ExitCode {
             println!("{USAGE}");
             return ExitCode::SUCCESS;
         }
+        [] => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
         other => {
             eprintln!("no such verb: `{}`\n\n{USAGE}", other.join(" "));
             return ExitCode::from(2);

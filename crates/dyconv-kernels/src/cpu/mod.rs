@@ -1,6 +1,6 @@
 //! Kernels on slices of f32, for the CPU that runs them; no tensors here.
 //!
-//! One algorithm a file, generic over the instruction set ([`isa`]); the sets are thin files beside it. The set is found at
+//! One algorithm a file, generic over the instruction set; the sets are thin files beside it. The set is found at
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
