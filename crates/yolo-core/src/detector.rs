@@ -219,6 +219,7 @@ impl Detector {
         let main = outputs.main.to_device(&Device::Cpu)?;
         let prototypes = outputs.prototypes.map(|p| p.to_device(&Device::Cpu)).transpose()?;
         let inference = start.elapsed();
+        check_finite(&main)?;
 
         let start = Instant::now();
         let candidates = nms_batch(&main, &self.nms_options())?;
@@ -261,6 +262,15 @@ impl Detector {
             ..NmsOptions::default()
         }
     }
+}
+
+/// Refuses rows whose objectness is not a number: damaged weights would otherwise pass for a picture with nothing in it.
+fn check_finite(rows: &candle_core::Tensor) -> Result<()> {
+    if rows.narrow(2, 4, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().any(|objectness| objectness.is_nan()) {
+        let problem = "the network gives values that are not numbers (NaN): convert or download the weights again";
+        return Err(Error::Argument { argument: "weights", problem: problem.into() });
+    }
+    Ok(())
 }
 
 /// Boxes in the picture, rounded to whole pixels.
@@ -316,4 +326,26 @@ fn segmented(
         detection.polygon = Some(outline);
     }
     Ok(detections)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_that_are_no_numbers_are_not_an_empty_picture() {
+        let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
+        let picture = RgbImage::new(64, 64);
+        let mut tensors = graph.init(1, &Device::Cpu).unwrap();
+        let detect = |tensors: &std::collections::HashMap<_, _>| {
+            let weights = Weights::from_tensors(tensors.clone(), Default::default());
+            let detector = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
+            detector.with_options(DetectOptions { imgsz: [64, 64], ..Default::default() }).unwrap().detect(&picture)
+        };
+        assert!(detect(&tensors).is_ok());
+        let weight = tensors.get_mut("model.3.conv.weight").unwrap();
+        *weight = (&*weight * f64::NAN).unwrap();
+        let text = detect(&tensors).unwrap_err().to_string();
+        assert!(text.contains("not numbers (NaN)"), "{text}");
+    }
 }

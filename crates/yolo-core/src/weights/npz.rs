@@ -1,7 +1,7 @@
 //! Writing NumPy's `.npz`: a zip archive of one `.npy` a tensor.
 
 use std::borrow::Cow;
-use std::io::Write;
+use std::io::{Cursor, Write};
 use std::path::Path;
 
 use zip::write::SimpleFileOptions;
@@ -21,7 +21,8 @@ use crate::{Error, Result};
 pub fn save_npz<'a>(path: impl AsRef<Path>, tensors: impl IntoIterator<Item = TensorSource<'a>>) -> Result<()> {
     let path = path.as_ref();
     write_whole(path, |out| {
-        let mut zip = ZipWriter::new(out);
+        // In memory first: where the disk is full, the archive's writer would print a line of its own as it is dropped.
+        let mut zip = ZipWriter::new(Cursor::new(Vec::new()));
         for tensor in tensors {
             let Some(descr) = descr(tensor.dtype()) else {
                 let problem = format!("`{}` is stored as {}, a type that NumPy lacks", tensor.name(), tensor.dtype());
@@ -37,7 +38,8 @@ pub fn save_npz<'a>(path: impl AsRef<Path>, tensors: impl IntoIterator<Item = Te
             let written = zip.write_all(&header(descr, tensor.shape())).and_then(|()| zip.write_all(&bytes));
             written.map_err(|source| Error::io(path, source))?;
         }
-        zip.finish().map(drop).map_err(|error| Error::io(path, error.into()))
+        let archive = zip.finish().map_err(|error| Error::io(path, error.into()))?.into_inner();
+        out.write_all(&archive).map_err(|cause| Error::io(path, cause))
     })
 }
 
