@@ -34,11 +34,19 @@ impl Routing {
     /// Weights from logits `[B, K]`.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// Where the temperature is not positive and finite, or the device fails.
     pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
         match self {
             Self::Sigmoid => sigmoid(logits),
-            Self::Softmax { temperature } => softmax(&(logits / temperature)?, D::Minus1),
+            Self::Softmax { temperature } if temperature > 0.0 && temperature.is_finite() => {
+                // Without the largest first, huge logits over a low temperature would overflow.
+                let largest = logits.detach().max_keepdim(D::Minus1)?;
+                // At that temperature it is a choice of one; the reciprocal of a lower one would overflow in f16.
+                softmax(&(logits.broadcast_sub(&largest)? / temperature.max(2e-5))?, D::Minus1)
+            }
+            Self::Softmax { temperature } => {
+                bail!("routing: `temperature` must be positive and finite, it is {temperature}")
+            }
         }
     }
 }
@@ -178,7 +186,7 @@ pub(crate) fn spread_convolution(
 }
 
 /// `count` slices along `dim`, `step` apart, from `start` on.
-fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
+pub(crate) fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
     let x = x.narrow(dim, start, count * step)?;
     if step == 1 {
         return Ok(x);

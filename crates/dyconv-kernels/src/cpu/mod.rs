@@ -9,15 +9,20 @@ mod depthwise;
 mod isa;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pool;
 mod scalar;
 #[cfg(test)]
 mod tests;
+mod upsample;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::sync::OnceLock;
 
 pub use isa::IsaName;
+pub use pool::PoolShape;
+pub(crate) use pool::{max_pool2d, max_pool2d_backward};
+pub(crate) use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
 
 /// Sizes of one convolution of maps `[batch, in_channels, height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
