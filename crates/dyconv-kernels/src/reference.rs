@@ -3,6 +3,8 @@
 use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ops::{sigmoid, softmax};
 
+use crate::ConvConfig;
+
 /// Activation that turns routing logits into weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Routing {
@@ -13,21 +15,6 @@ pub enum Routing {
         /// Logits are divided by it.
         temperature: f64,
     },
-}
-
-/// Geometry of a convolution; pairs are (vertical, horizontal).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvConfig {
-    /// Kernel size.
-    pub kernel: (usize, usize),
-    /// Step between outputs, in input pixels.
-    pub stride: (usize, usize),
-    /// Zeros added on each side.
-    pub padding: (usize, usize),
-    /// Step between taps, in input pixels.
-    pub dilation: (usize, usize),
-    /// Groups of channels that are convolved on their own.
-    pub groups: usize,
 }
 
 impl Routing {

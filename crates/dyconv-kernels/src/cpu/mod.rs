@@ -4,6 +4,8 @@
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
+#[cfg(test)]
+mod conformance;
 mod conv;
 mod depthwise;
 mod isa;
@@ -20,9 +22,8 @@ mod x86;
 use std::sync::OnceLock;
 
 pub use isa::IsaName;
-pub use pool::PoolShape;
-pub(crate) use pool::{max_pool2d, max_pool2d_backward};
-pub(crate) use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
+pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
+pub use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
 
 /// Sizes of one convolution of maps `[batch, in_channels, height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -38,7 +38,10 @@ pub struct PoolShape {
 }
 
 /// The maxima of all windows of the maps in `x`. Writes every value of `y`.
-pub(crate) fn max_pool2d(x: &[f32], y: &mut [f32], shape: &PoolShape) {
+///
+/// # Panics
+/// Where a slice is not as long as `shape` says, or `shape` contradicts itself.
+pub fn max_pool2d(x: &[f32], y: &mut [f32], shape: &PoolShape) {
     max_pool2d_on(chosen(), x, y, shape);
 }
 
@@ -50,7 +53,10 @@ pub(super) fn max_pool2d_on(isa: IsaName, x: &[f32], y: &mut [f32], shape: &Pool
 }
 
 /// The gradient for `x` from that for the maxima, `dy`. Writes every value of `dx`.
-pub(crate) fn max_pool2d_backward(x: &[f32], dy: &[f32], dx: &mut [f32], shape: &PoolShape) {
+///
+/// # Panics
+/// As [`max_pool2d`].
+pub fn max_pool2d_backward(x: &[f32], dy: &[f32], dx: &mut [f32], shape: &PoolShape) {
     max_pool2d_backward_on(chosen(), x, dy, dx, shape);
 }
 

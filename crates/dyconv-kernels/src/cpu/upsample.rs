@@ -9,7 +9,10 @@ use super::{Job, chosen, with};
 const TASK_VALUES: usize = 16_384;
 
 /// Repeats each value of `x`, rows of `width`, in a block of `factor` (rows, columns). Writes every value of `y`.
-pub(crate) fn upsample_nearest2d(x: &[f32], y: &mut [f32], width: usize, factor: (usize, usize)) {
+///
+/// # Panics
+/// Where the lengths do not fit, or a factor is zero.
+pub fn upsample_nearest2d(x: &[f32], y: &mut [f32], width: usize, factor: (usize, usize)) {
     upsample_nearest2d_on(chosen(), x, y, width, factor);
 }
 
@@ -21,7 +24,10 @@ pub(super) fn upsample_nearest2d_on(isa: IsaName, x: &[f32], y: &mut [f32], widt
 }
 
 /// The gradient for `x` from that for its blocks, `dy`: their sums. Writes every value of `dx`.
-pub(crate) fn upsample_nearest2d_backward(dy: &[f32], dx: &mut [f32], width: usize, factor: (usize, usize)) {
+///
+/// # Panics
+/// As [`upsample_nearest2d`].
+pub fn upsample_nearest2d_backward(dy: &[f32], dx: &mut [f32], width: usize, factor: (usize, usize)) {
     upsample_nearest2d_backward_on(chosen(), dy, dx, width, factor);
 }
 
