@@ -81,27 +81,27 @@ fn check(what: &str, inputs: &[Tensor], operation: Operation<'_>) {
 
 const ONE: ConvConfig = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
 
-/// Batch, channels read and written, size, and the convolution.
-fn convolutions() -> Vec<(usize, usize, usize, (usize, usize), ConvConfig)> {
+/// The map, the channels written, and the convolution.
+fn convolutions() -> Vec<([usize; 4], usize, ConvConfig)> {
     let three = ConvConfig { kernel: (3, 3), padding: (1, 1), ..ONE };
     vec![
-        (1, 3, 2, (4, 5), ONE),
-        (2, 4, 6, (3, 5), ConvConfig { groups: 2, stride: (2, 1), ..ONE }),
-        (2, 2, 3, (5, 4), three),
-        (3, 1, 1, (1, 1), three),
-        (2, 3, 2, (1, 7), three),
-        (2, 3, 2, (6, 1), ConvConfig { stride: (2, 2), ..three }),
-        (1, 2, 2, (7, 5), ConvConfig { dilation: (2, 2), padding: (2, 2), ..three }),
-        (2, 2, 2, (6, 7), ConvConfig { dilation: (1, 2), stride: (2, 2), padding: (0, 2), ..three }),
-        (1, 4, 2, (5, 6), ConvConfig { kernel: (2, 3), padding: (1, 0), groups: 2, ..ONE }),
-        (3, 2, 4, (4, 7), ConvConfig { kernel: (1, 5), padding: (0, 2), stride: (1, 3), groups: 2, ..ONE }),
-        (2, 3, 3, (5, 5), ConvConfig { groups: 3, ..three }),
-        (1, 4, 4, (7, 6), ConvConfig { kernel: (5, 5), padding: (2, 2), stride: (2, 2), groups: 4, ..ONE }),
-        (2, 2, 2, (7, 9), ConvConfig { kernel: (3, 1), dilation: (2, 1), stride: (2, 3), groups: 2, ..ONE }),
+        ([1, 3, 4, 5], 2, ONE),
+        ([2, 4, 3, 5], 6, ConvConfig { groups: 2, stride: (2, 1), ..ONE }),
+        ([2, 2, 5, 4], 3, three),
+        ([3, 1, 1, 1], 1, three),
+        ([2, 3, 1, 7], 2, three),
+        ([2, 3, 6, 1], 2, ConvConfig { stride: (2, 2), ..three }),
+        ([1, 2, 7, 5], 2, ConvConfig { dilation: (2, 2), padding: (2, 2), ..three }),
+        ([2, 2, 6, 7], 2, ConvConfig { dilation: (1, 2), stride: (2, 2), padding: (0, 2), ..three }),
+        ([1, 4, 5, 6], 2, ConvConfig { kernel: (2, 3), padding: (1, 0), groups: 2, ..ONE }),
+        ([3, 2, 4, 7], 4, ConvConfig { kernel: (1, 5), padding: (0, 2), stride: (1, 3), groups: 2, ..ONE }),
+        ([2, 3, 5, 5], 3, ConvConfig { groups: 3, ..three }),
+        ([1, 4, 7, 6], 4, ConvConfig { kernel: (5, 5), padding: (2, 2), stride: (2, 2), groups: 4, ..ONE }),
+        ([2, 2, 7, 9], 2, ConvConfig { kernel: (3, 1), dilation: (2, 1), stride: (2, 3), groups: 2, ..ONE }),
         // One channel read by two, which is depthwise in groups only.
-        (2, 2, 4, (4, 5), ConvConfig { groups: 2, ..three }),
+        ([2, 2, 4, 5], 4, ConvConfig { groups: 2, ..three }),
         // Padding beyond the kernel: rows of zeros.
-        (1, 2, 2, (3, 4), ConvConfig { padding: (3, 2), stride: (2, 2), ..three }),
+        ([1, 2, 3, 4], 2, ConvConfig { padding: (3, 2), stride: (2, 2), ..three }),
     ]
 }
 
@@ -152,10 +152,11 @@ fn mixing() {
 
 #[test]
 fn convolution() {
-    for (batch, channels, out, size, config) in convolutions() {
-        let x = noise(&[batch, channels, size.0, size.1], 1);
-        let own = noise(&[batch, kernel_len(channels, out, &config)], 5);
-        let what = format!("{config:?} of {:?} to {out} channels", x.dims());
+    for (shape, out, config) in convolutions() {
+        let channels = shape[1];
+        let x = noise(&shape, 1);
+        let own = noise(&[shape[0], kernel_len(channels, out, &config)], 5);
+        let what = format!("{config:?} of {shape:?} to {out} channels");
         check(&format!("conv2d_per_sample, {what}"), &[x.clone(), own], &|t| conv2d_per_sample(&t[0], &t[1], &config));
         let shared = noise(&[out, channels / config.groups, config.kernel.0, config.kernel.1], 5);
         check(&format!("conv2d, {what}"), &[x, shared], &|t| conv2d(&t[0], &t[1], &config));
@@ -164,11 +165,12 @@ fn convolution() {
 
 #[test]
 fn transposed_convolution() {
-    for (batch, channels, out, size, config) in convolutions() {
+    for (shape, out, config) in convolutions() {
+        let channels = shape[1];
         for output_padding in [0, config.stride.0.min(config.stride.1) - 1] {
-            let x = noise(&[batch, channels, size.0, size.1], 1);
+            let x = noise(&shape, 1);
             let weight = noise(&[channels, out / config.groups, config.kernel.0, config.kernel.1], 5);
-            let what = format!("conv_transpose2d, {config:?} of {:?} to {out} channels", x.dims());
+            let what = format!("conv_transpose2d, {config:?} of {shape:?} to {out} channels");
             let operation = |t: &[Tensor]| conv_transpose2d(&t[0], &t[1], &config, output_padding);
             // Much padding cuts small maps away.
             if operation(&[x.clone(), weight.clone()]).is_ok() {
@@ -181,17 +183,18 @@ fn transposed_convolution() {
 /// The whole of it, from the map to the result, through both routings.
 #[test]
 fn dynamic_convolution() {
-    for (i, (batch, channels, out, size, config)) in convolutions().into_iter().enumerate() {
+    for (i, (shape, out, config)) in convolutions().into_iter().enumerate() {
+        let channels = shape[1];
         let experts = [1, 3, 4][i % 3];
         let inputs = [
-            noise(&[batch, channels, size.0, size.1], 1),
+            noise(&shape, 1),
             noise(&[experts, channels], 4),
             noise(&[experts], 7),
             noise(&[experts, kernel_len(channels, out, &config)], 5),
             noise(&[experts, out], 2),
         ];
         for (routing, biased) in [(Routing::Sigmoid, false), (Routing::Softmax { temperature: 2.0 }, true)] {
-            let what = format!("dynamic_conv2d, {config:?} of {:?}, {experts} experts, {routing:?}", inputs[0].dims());
+            let what = format!("dynamic_conv2d, {config:?} of {shape:?}, {experts} experts, {routing:?}");
             check(&what, &inputs[..if biased { 5 } else { 4 }], &|t| {
                 dynamic_conv2d(&t[0], &route(&t[0], &t[1], &t[2], routing)?, &t[3], t.get(4), &config)
             });

@@ -315,6 +315,7 @@ fn machine_has(isa: IsaName) -> bool {
     match isa {
         IsaName::Scalar => true,
         IsaName::Neon => cfg!(target_arch = "aarch64"),
+        _ if !cfg!(target_arch = "x86_64") => false,
         IsaName::Avx2 => cpu_flags().is_superset(&["avx2", "fma"].map(String::from).into()),
         IsaName::Avx512 => cpu_flags().contains("avx512f"),
     }
