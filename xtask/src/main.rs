@@ -2,9 +2,13 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate talks to the terminal")]
 
+mod arm;
 mod deny;
 mod lint;
+mod miri;
 mod process;
+mod sanitize;
+mod slices;
 mod test;
 mod tidy;
 
@@ -14,6 +18,9 @@ const USAGE: &str = "\
 cargo xtask <verb>
 
   test   build everything and run every test
+         --arm       the CPU kernels with NEON, emulated where this is no ARM machine
+         --miri      the CPU kernels in Miri, on every instruction set of x86-64
+         --sanitize  the CPU kernels with AddressSanitizer
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, then lint";
 
@@ -21,6 +28,9 @@ fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match given.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test::run(),
+        ["test", "--arm"] => arm::run(),
+        ["test", "--miri"] => miri::run(),
+        ["test", "--sanitize"] => sanitize::run(),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
         ["help" | "-h" | "--help"] => {

@@ -7,11 +7,19 @@
 
 mod activation;
 mod channel;
+mod config;
 pub mod cpu;
 mod op;
+mod pool;
 pub mod reference;
+mod schedule;
+mod upsample;
 
 pub use activation::{sigmoid, silu};
 pub use channel::scale_shift;
+pub use config::ConvConfig;
 pub use op::{conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d};
-pub use reference::{ConvConfig, Routing, mix_experts, route};
+pub use pool::max_pool2d;
+pub use reference::{Routing, mix_experts, route};
+pub use schedule::TemperatureSchedule;
+pub use upsample::upsample_nearest2d;

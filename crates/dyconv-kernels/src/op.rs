@@ -2,8 +2,9 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
+use crate::ConvConfig;
 use crate::cpu::{self, ConvShape, Epilogue, Kernels};
-use crate::reference::{self, ConvConfig, mix_experts};
+use crate::reference::{self, mix_experts};
 
 /// Convolution of each sample with its own kernels.
 ///

@@ -3,6 +3,8 @@
 use candle_core::{D, Result, Tensor, bail};
 use candle_nn::ops::{sigmoid, softmax};
 
+use crate::ConvConfig;
+
 /// Activation that turns routing logits into weights.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Routing {
@@ -15,30 +17,23 @@ pub enum Routing {
     },
 }
 
-/// Geometry of a convolution; pairs are (vertical, horizontal).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvConfig {
-    /// Kernel size.
-    pub kernel: (usize, usize),
-    /// Step between outputs, in input pixels.
-    pub stride: (usize, usize),
-    /// Zeros added on each side.
-    pub padding: (usize, usize),
-    /// Step between taps, in input pixels.
-    pub dilation: (usize, usize),
-    /// Groups of channels that are convolved on their own.
-    pub groups: usize,
-}
-
 impl Routing {
     /// Weights from logits `[B, K]`.
     ///
     /// # Errors
-    /// Where the device fails.
+    /// Where the temperature is not positive and finite, or the device fails.
     pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
         match self {
             Self::Sigmoid => sigmoid(logits),
-            Self::Softmax { temperature } => softmax(&(logits / temperature)?, D::Minus1),
+            Self::Softmax { temperature } if temperature > 0.0 && temperature.is_finite() => {
+                // Without the largest first, huge logits over a low temperature would overflow.
+                let largest = logits.detach().max_keepdim(D::Minus1)?;
+                // At that temperature it is a choice of one; the reciprocal of a lower one would overflow in f16.
+                softmax(&(logits.broadcast_sub(&largest)? / temperature.max(2e-5))?, D::Minus1)
+            }
+            Self::Softmax { temperature } => {
+                bail!("routing: `temperature` must be positive and finite, it is {temperature}")
+            }
         }
     }
 }
@@ -178,7 +173,7 @@ pub(crate) fn spread_convolution(
 }
 
 /// `count` slices along `dim`, `step` apart, from `start` on.
-fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
+pub(crate) fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
     let x = x.narrow(dim, start, count * step)?;
     if step == 1 {
         return Ok(x);

@@ -4,6 +4,8 @@
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
+#[cfg(test)]
+mod conformance;
 mod conv;
 mod depthwise;
 mod isa;
@@ -11,16 +13,20 @@ mod isa;
 mod neon;
 mod pack;
 mod planes;
+mod pool;
 mod scalar;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod upsample;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::sync::OnceLock;
 
 pub use isa::IsaName;
+pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
+pub use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
 
 /// Sizes of one convolution of maps `[batch, in_channels, height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,7 +3,8 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 use dyconv_kernels::{
-    ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route, scale_shift, sigmoid, silu,
+    ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, max_pool2d, route, scale_shift, sigmoid, silu,
+    upsample_nearest2d,
 };
 
 use super::{Model, decode};
@@ -36,10 +37,10 @@ pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> 
         }
         Op::Activation(activation) => activate(x, *activation),
         Op::MaxPool2d { kernel, stride, padding } => {
-            pad(x, [*padding; 4], f64::NEG_INFINITY)?.max_pool2d_with_stride(*kernel, *stride)
+            max_pool2d(x, (*kernel, *kernel), (*stride, *stride), (*padding, *padding))
         }
-        Op::ZeroPad2d(sides) => pad(x, *sides, 0.0),
-        Op::Upsample { scale } => upsample(x, *scale),
+        Op::ZeroPad2d(sides) => pad(x, *sides),
+        Op::Upsample { scale } => upsample_nearest2d(x, (*scale, *scale)),
         Op::Add => x + second()?,
         Op::Concat => Tensor::cat(inputs, 1),
         Op::Narrow { channels } => x.narrow(1, 0, *channels),
@@ -119,28 +120,9 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     }
 }
 
-/// `value` around a map: left, right, top, bottom.
-fn pad(x: &Tensor, [left, right, top, bottom]: [usize; 4], value: f64) -> Result<Tensor> {
-    let extend = |x: &Tensor, dim: usize, before: usize, after: usize| {
-        if before + after == 0 {
-            return Ok(x.clone());
-        }
-        let block = |size: usize| {
-            let mut dims = x.dims().to_vec();
-            dims[dim] = size;
-            Tensor::full(value as f32, dims, x.device())?.to_dtype(x.dtype())
-        };
-        let (before, after) = (block(before)?, block(after)?);
-        Tensor::cat(&[&before, x, &after], dim)
-    };
-    extend(&extend(x, 3, left, right)?, 2, top, bottom)
-}
-
-/// Nearest neighbours by broadcasting, whose gradient adds up where the map has other readers.
-fn upsample(x: &Tensor, scale: usize) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let x = x.reshape([b, c, h, 1, w, 1].as_slice())?.broadcast_as([b, c, h, scale, w, scale].as_slice())?;
-    x.reshape((b, c, h * scale, w * scale))
+/// Zeros around a map: left, right, top, bottom.
+fn pad(x: &Tensor, [left, right, top, bottom]: [usize; 4]) -> Result<Tensor> {
+    x.pad_with_zeros(3, left, right)?.pad_with_zeros(2, top, bottom)
 }
 
 /// Blocks of `side * side` pixels to channels, `order` permuting `[b, c, h, row, w, column]`.
