@@ -167,11 +167,7 @@ fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, (Source, Parts)
                 axis(input.0, dilation.0 * (kernel.0 - 1) + 1, stride.0, padding.0)?,
                 axis(input.1, dilation.1 * (kernel.1 - 1) + 1, stride.1, padding.1)?,
             );
-            Some((
-                ConvShape { batch, in_channels: inputs, out_channels: outputs, input, output, config },
-                source,
-                seed,
-            ))
+            Some((ConvShape { batch, in_channels: inputs, out_channels: outputs, input, output, config }, source, seed))
         },
     )
 }

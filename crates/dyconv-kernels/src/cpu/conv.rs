@@ -11,7 +11,7 @@ use rayon::prelude::*;
 use super::isa::Isa;
 use super::pack::{self, Packing};
 use super::planes::{Piece, Planes};
-use super::tile::{self, Offsets, MAX_COLUMNS, MAX_ROWS, TILE_VECTORS};
+use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
 use super::{ConvShape, Epilogue, Kernels, activation};
 
 /// Taps of a chunk, about: a tile's pixels then take half of a level-1 cache.
@@ -61,7 +61,8 @@ pub(super) fn conv2d<I: Isa>(
     };
     let count = experts.len() / shape.kernel_len();
     let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
-    let maps = (shape.in_channels * shape.input.0 * shape.input.1, shape.out_channels * shape.output.0 * shape.output.1);
+    let maps =
+        (shape.in_channels * shape.input.0 * shape.input.1, shape.out_channels * shape.output.0 * shape.output.1);
     PACKED.with_borrow_mut(|packed| {
         packed.resize((set * at_once).max(packed.len()), 0.0);
         for (index, (x, y)) in x.chunks(maps.0 * at_once).zip(y.chunks_mut(maps.1 * at_once)).enumerate() {
