@@ -38,18 +38,19 @@ fn pool_shape(
     padding: (usize, usize),
 ) -> Result<PoolShape> {
     let &[_, _, height, width] = x else { bail!("max_pool2d: `x` must be [B, C, H, W], it is {x:?}") };
-    if height == 0 || width == 0 || u32::try_from(height.saturating_mul(width)).is_err() {
-        bail!("max_pool2d: `x` must have from 1 to 2^32 - 1 pixels, it has {height}x{width}");
-    }
     if stride.0 == 0 || stride.1 == 0 {
         bail!("max_pool2d: `stride` must be at least 1, it is {stride:?}");
     }
     if padding.0 >= kernel.0 || padding.1 >= kernel.1 {
         bail!("max_pool2d: `padding` must be less than `kernel` {kernel:?}, it is {padding:?}");
     }
+    let padded = |size: usize, padding: usize| padding.checked_mul(2)?.checked_add(size);
+    let pixels = padded(height, padding.0).zip(padded(width, padding.1)).and_then(|(h, w)| h.checked_mul(w));
+    if height == 0 || width == 0 || pixels.is_none_or(|pixels| u32::try_from(pixels).is_err()) {
+        bail!("max_pool2d: {height}x{width} pixels with padding {padding:?} are none, or more than 2^32 - 1");
+    }
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize| {
-        let room = padding.checked_mul(2)?.checked_add(size)?.checked_sub(kernel)?;
-        Some(room / stride + 1)
+        Some((size + 2 * padding).checked_sub(kernel)? / stride + 1)
     };
     let (Some(out_height), Some(out_width)) =
         (axis(height, kernel.0, stride.0, padding.0), axis(width, kernel.1, stride.1, padding.1))
@@ -243,9 +244,12 @@ mod tests {
             (max_pool2d(&x, (5, 5), (1, 1), (0, 0)), "a window of (5, 5) does not fit into 3x4 pixels"),
             (max_pool2d(&x, (2, 2), (0, 1), (0, 0)), "`stride` must be at least 1, it is (0, 1)"),
             (max_pool2d(&x, (2, 2), (1, 1), (0, 2)), "`padding` must be less than `kernel` (2, 2), it is (0, 2)"),
-            (max_pool2d(&x, (usize::MAX, 2), (1, 1), (usize::MAX - 1, 0)), "does not fit"),
+            (max_pool2d(&x, (usize::MAX, 2), (1, 1), (usize::MAX - 1, 0)), "more than 2^32 - 1"),
             (max_pool2d(&x.squeeze(0).unwrap(), (2, 2), (1, 1), (0, 0)), "`x` must be [B, C, H, W], it is [2, 3, 4]"),
-            (max_pool2d(&x.narrow(2, 0, 0).unwrap(), (2, 2), (1, 1), (1, 1)), "it has 0x4"),
+            (
+                max_pool2d(&x.narrow(2, 0, 0).unwrap(), (2, 2), (1, 1), (1, 1)),
+                "0x4 pixels with padding (1, 1) are none",
+            ),
         ] {
             let text = outcome.unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");
