@@ -3,7 +3,7 @@
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
 
 use crate::ConvConfig;
-use crate::cpu::{self, ConvShape};
+use crate::cpu::{self, ConvShape, Epilogue, Kernels};
 use crate::reference::{self, mix_experts};
 
 /// Convolution of each sample with its own kernels.
@@ -168,7 +168,8 @@ impl CustomOp2 for Convolution {
         let (x, k) = (slice(x, x_layout)?, slice(k, k_layout)?);
         let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
         let mut y = vec![0.0; dims.0 * dims.1 * dims.2 * dims.3];
-        cpu::conv2d(x, k, &mut y, &shape);
+        let kernels = if k.len() == shape.kernel_len() { Kernels::Shared(k) } else { Kernels::PerSample(k) };
+        cpu::conv2d(x, &kernels, &Epilogue::default(), &mut y, &shape);
         Ok((CpuStorage::F32(y), dims.into()))
     }
 

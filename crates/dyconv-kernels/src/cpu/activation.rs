@@ -24,13 +24,16 @@ pub(super) fn silu<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
         isa,
         x,
         y,
-        #[inline(always)]
-        |x| {
-            // Below, the value is zero but for the last of the denormals; a huge `x` must not make it more.
-            let x = if x < -88.0 { -88.0 } else { x };
-            x / (1.0 + exp(-x))
-        },
+        silu_of,
     );
+}
+
+/// SiLU of one value, without a branch.
+#[inline(always)]
+pub(super) fn silu_of(x: f32) -> f32 {
+    // Below, the value is zero but for the last of the denormals; a huge `x` must not make it more.
+    let x = if x < -88.0 { -88.0 } else { x };
+    x / (1.0 + exp(-x))
 }
 
 #[inline(always)]

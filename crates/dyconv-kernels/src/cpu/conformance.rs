@@ -13,7 +13,7 @@ use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRu
 
 use super::pool::{max_pool2d_backward_on, max_pool2d_on};
 use super::upsample::{upsample_nearest2d_backward_on, upsample_nearest2d_on};
-use super::{ConvShape, IsaName, PoolShape, Unary, available, conv2d_on, unary_on};
+use super::{ConvShape, Epilogue, IsaName, Kernels, PackedKernels, PoolShape, Unary, available, conv2d_on, unary_on};
 use crate::ConvConfig;
 
 /// An interpreter takes a thousand times as long.
@@ -114,14 +114,44 @@ enum Form {
     Depthwise,
 }
 
-/// A shape, whether each sample has its own kernels, and a seed.
-fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, bool, u32)> {
+/// Where the kernels come from.
+#[derive(Debug, Clone, Copy)]
+enum Source {
+    Shared,
+    Packed,
+    PerSample,
+    /// Of so many experts.
+    Mixed(usize),
+}
+
+/// Which parts of an epilogue there are.
+#[derive(Debug, Clone, Copy)]
+struct Parts {
+    scale: bool,
+    /// Shifts: none, one a channel, one a sample and channel.
+    shift: u8,
+    silu: bool,
+}
+
+fn sources_of_kernels() -> impl Strategy<Value = (Source, Parts)> {
+    let source = prop_oneof![
+        Just(Source::Shared),
+        Just(Source::Packed),
+        Just(Source::PerSample),
+        (1..6usize).prop_map(Source::Mixed)
+    ];
+    let parts = (any::<bool>(), 0..3u8, any::<bool>()).prop_map(|(scale, shift, silu)| Parts { scale, shift, silu });
+    (source, parts)
+}
+
+/// A shape, the kernels' source, an epilogue and a seed.
+fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, (Source, Parts), u32)> {
     let (channels, pixels) = if SMALL { (1..6usize, 1..6usize) } else { (1..41usize, 1..34usize) };
     let sizes = (1..4usize, channels.clone(), channels, pair(pixels), 1..9usize);
     let window = (pair(1..6), pair(1..4), pair(0..5), pair(1..4));
-    (sizes, window, any::<bool>(), any::<u32>()).prop_filter_map(
+    (sizes, window, sources_of_kernels(), any::<u32>()).prop_filter_map(
         "the window fits",
-        move |((batch, inputs, outputs, input, groups), (kernel, stride, padding, dilation), per_sample, seed)| {
+        move |((batch, inputs, outputs, input, groups), (kernel, stride, padding, dilation), source, seed)| {
             let one = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
             let (inputs, outputs, config) = match form {
                 Form::Pointwise => (inputs, outputs, one),
@@ -139,36 +169,105 @@ fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, bool, u32)> {
             );
             Some((
                 ConvShape { batch, in_channels: inputs, out_channels: outputs, input, output, config },
-                per_sample,
+                source,
                 seed,
             ))
         },
     )
 }
 
-fn convolution((s, per_sample, seed): (ConvShape, bool, u32)) -> Case {
+/// A term of a sum, and how large it is.
+type Term = (f64, f64);
+
+/// What is to be convolved with what.
+struct Operands {
+    source: Source,
+    kernels: Vec<f32>,
+    routing: Vec<f32>,
+    scale: Vec<f32>,
+    shift: Vec<f32>,
+}
+
+impl Operands {
+    fn new(s: &ConvShape, source: Source, parts: Parts, seed: u32) -> Self {
+        let (sets, routing) = match source {
+            Source::Shared | Source::Packed => (1, 0),
+            Source::PerSample => (s.batch, 0),
+            Source::Mixed(experts) => (experts, s.batch * experts),
+        };
+        let shifts = [0, s.out_channels, s.batch * s.out_channels][usize::from(parts.shift)];
+        Self {
+            source,
+            kernels: noise(sets * s.kernel_len(), seed ^ 1),
+            routing: noise(routing, seed ^ 2),
+            scale: noise(if parts.scale { s.out_channels } else { 0 }, seed ^ 3),
+            shift: noise(shifts, seed ^ 4),
+        }
+    }
+
+    /// The kernels of a sample.
+    fn of(&self, s: &ConvShape, sample: usize) -> Vec<Term> {
+        let set = |index: usize| &self.kernels[index * s.kernel_len()..][..s.kernel_len()];
+        let terms = |set: &[f32]| set.iter().map(|w| (f64::from(*w), f64::from(w.abs()))).collect();
+        match self.source {
+            Source::Shared | Source::Packed => terms(set(0)),
+            Source::PerSample => terms(set(sample)),
+            Source::Mixed(experts) => {
+                let weights = &self.routing[sample * experts..][..experts];
+                let mix = |i: usize| {
+                    let parts = weights.iter().enumerate().map(|(e, r)| f64::from(*r) * f64::from(set(e)[i]));
+                    parts.fold((0.0, 0.0), |(sum, size), part| (sum + part, size + part.abs()))
+                };
+                (0..s.kernel_len()).map(mix).collect()
+            }
+        }
+    }
+
+    fn run(&self, isa: IsaName, x: &[f32], silu: bool, s: &ConvShape) -> Vec<f32> {
+        let packed;
+        let kernels = match self.source {
+            Source::Shared => Kernels::Shared(&self.kernels),
+            Source::Packed => {
+                packed = PackedKernels::for_isa(isa, &self.kernels, s);
+                Kernels::Packed(&packed)
+            }
+            Source::PerSample => Kernels::PerSample(&self.kernels),
+            Source::Mixed(_) => Kernels::Mixed { weights: &self.routing, experts: &self.kernels },
+        };
+        let mut y = vec![f32::NAN; s.batch * s.out_channels * s.output.0 * s.output.1];
+        let epilogue = Epilogue { scale: &self.scale, shift: &self.shift, silu };
+        conv2d_on(isa, x, &kernels, &epilogue, &mut y, s);
+        y
+    }
+}
+
+fn convolution((s, (source, parts), seed): (ConvShape, (Source, Parts), u32)) -> Case {
     let x = noise(s.batch * s.in_channels * s.input.0 * s.input.1, seed);
-    let kernels = noise(s.kernel_len() * if per_sample { s.batch } else { 1 }, seed ^ 1);
-    let mut sums = Vec::new();
+    let operands = Operands::new(&s, source, parts, seed);
+    let at = |values: &[f32], index: usize, default: f64| match values.len() {
+        0 => default,
+        count => f64::from(values[index % count]),
+    };
+    let mut sums: Vec<Term> = Vec::new();
     for b in 0..s.batch {
-        let kernels = &kernels[if per_sample { b * s.kernel_len() } else { 0 }..][..s.kernel_len()];
+        let kernels = operands.of(&s, b);
         for o in 0..s.out_channels {
+            let scale = at(&operands.scale, o, 1.0);
+            let shift = at(&operands.shift, b * s.out_channels + o, 0.0);
             for (i, j) in (0..s.output.0).flat_map(|i| (0..s.output.1).map(move |j| (i, j))) {
-                sums.push(sum_at(&x, kernels, &s, [b, o, i, j]));
+                let (sum, size) = sum_at(&x, &kernels, &s, [b, o, i, j]);
+                let (y, size) = (scale * sum + shift, scale.abs() * size + shift.abs());
+                // SiLU's slope is never above 1.1.
+                sums.push(if parts.silu { (y / (1.0 + (-y).exp()), 1.1 * size) } else { (y, size) });
             }
         }
     }
     let (expected, sizes) = sums.into_iter().unzip();
-    let run = move |isa| {
-        let mut y = vec![f32::NAN; s.batch * s.out_channels * s.output.0 * s.output.1];
-        conv2d_on(isa, &x, &kernels, &mut y, &s);
-        y
-    };
-    Case { expected, sizes, run: Box::new(run) }
+    Case { expected, sizes, run: Box::new(move |isa| operands.run(isa, &x, parts.silu, &s)) }
 }
 
 /// The definition of one output, and the sum of its terms' sizes.
-fn sum_at(x: &[f32], kernels: &[f32], s: &ConvShape, [b, o, i, j]: [usize; 4]) -> (f64, f64) {
+fn sum_at(x: &[f32], kernels: &[Term], s: &ConvShape, [b, o, i, j]: [usize; 4]) -> Term {
     let c = s.config;
     let (per_group, out_group) = (s.in_channels / c.groups, s.out_channels / c.groups);
     let (mut sum, mut size) = (0.0, 0.0);
@@ -180,9 +279,9 @@ fn sum_at(x: &[f32], kernels: &[f32], s: &ConvShape, [b, o, i, j]: [usize; 4]) -
                 let column = (j * c.stride.1 + kx * c.dilation.1).wrapping_sub(c.padding.1);
                 if row < s.input.0 && column < s.input.1 {
                     let kernel = kernels[((o * per_group + ci) * c.kernel.0 + ky) * c.kernel.1 + kx];
-                    let term = f64::from(kernel) * f64::from(x[(channel * s.input.0 + row) * s.input.1 + column]);
-                    sum += term;
-                    size += term.abs();
+                    let pixel = f64::from(x[(channel * s.input.0 + row) * s.input.1 + column]);
+                    sum += kernel.0 * pixel;
+                    size += kernel.1 * pixel.abs();
                 }
             }
         }
