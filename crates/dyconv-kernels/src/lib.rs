@@ -8,6 +8,7 @@
 mod activation;
 mod channel;
 pub mod cpu;
+pub mod gpu;
 mod op;
 pub mod reference;
 
