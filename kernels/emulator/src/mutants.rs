@@ -1,0 +1,1 @@
+//! Mistakes put into the kernels, each of which must be caught.
