@@ -18,6 +18,8 @@ use crate::Error;
 pub enum Language {
     /// `kernels/cuda/*.cu`.
     Cuda,
+    /// `kernels/metal/*.metal`.
+    Metal,
 }
 
 impl Language {
@@ -25,12 +27,14 @@ impl Language {
     fn folder(self) -> &'static str {
         match self {
             Self::Cuda => "cuda",
+            Self::Metal => "metal",
         }
     }
 
     fn extension(self) -> &'static str {
         match self {
             Self::Cuda => "cu",
+            Self::Metal => "metal",
         }
     }
 
@@ -38,6 +42,7 @@ impl Language {
     fn wrap(self, file: &str) -> String {
         let mut text = match self {
             Self::Cuda => format!("#include \"cuda_emulator.h\"\n#include \"kernels/cuda/{file}.cu\"\n"),
+            Self::Metal => format!("#include <metal_stdlib>\n#include \"kernels/metal/{file}.metal\"\n"),
         };
         text += "extern const emulator::Kernel emulator_kernels[] = {\n";
         for kernel in Kernel::ALL.iter().filter(|kernel| kernel.file() == file) {
