@@ -128,7 +128,7 @@ template <typename T> __device__ void conv_depthwise_grad_kernels(const T *dy, c
 }
 
 #define CONV_DEPTHWISE(T, NAME)                                                                                                 \
-    extern "C" __global__ void __launch_bounds__(PLANE_THREADS) conv_depthwise_##NAME(                                          \
+    extern "C" __global__ void __launch_bounds__(PLANE_THREADS, 4) conv_depthwise_##NAME( /* 8 spill */                         \
         const T *x, const T *kernels, const T *bias, const T *scale, const T *shift, T *y, ConvParams p) {                      \
         conv_depthwise<T>(x, kernels, bias, scale, shift, y, p);                                                                \
     }                                                                                                                           \

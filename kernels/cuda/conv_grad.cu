@@ -151,7 +151,7 @@ template <typename T> __device__ void conv_grad_kernels(const T *dy, const T *x,
         conv_grad_input_##NAME(const T *dy, const T *kernels, T *dx, ConvParams p) {                                            \
         conv_grad_input<T>(dy, kernels, dx, p);                                                                                 \
     }                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 3) /* leaves it the registers it needs */                        \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) /* three would spill on sm_100 and later */                   \
         conv_grad_kernels_##NAME(const T *dy, const T *x, float *parts, ConvParams p) {                                         \
         conv_grad_kernels<T>(dy, x, parts, p);                                                                                  \
     }

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate talks to the terminal")]
 
+mod build_kernels;
+mod check_gpu;
 mod deny;
 mod lint;
 mod process;
@@ -15,7 +17,13 @@ cargo xtask <verb>
 
   test   build everything and run every test
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
-  ci     test, then lint";
+  ci     test, then lint
+
+  build-kernels [--toolkit] [--check]
+         the CUDA and Metal sources through their compilers, and what each kernel needs; --toolkit installs the compilers that
+         are not found into target/, --check fails where docs/kernels.md is out of date
+  check-gpu [cuda] [metal]
+         type-checks the code behind these features, without a GPU or its tools";
 
 fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
@@ -23,6 +31,8 @@ fn main() -> ExitCode {
         ["test"] => test::run(),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
+        ["build-kernels", options @ ..] => build_kernels::run(options),
+        ["check-gpu", features @ ..] => check_gpu::run(features),
         ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

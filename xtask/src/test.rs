@@ -1,9 +1,8 @@
 //! `cargo xtask test`: every test of the workspace, and the examples that need no weights.
 
-use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
-use crate::process::{cargo, root, run as execute};
+use crate::process::{cargo, run as execute, target};
 
 /// Examples that run to the end on their own.
 const EXAMPLES: [&str; 2] = ["build_network", "features"];
@@ -13,9 +12,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
     execute(cargo().args(["test", "--workspace", "--all-targets"]))?;
     execute(cargo().args(["test", "--workspace", "--doc"]))?;
     execute(cargo().args(["build", "--workspace", "--examples"]))?;
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     for example in EXAMPLES {
-        let program = target.join("debug/examples").join(example).with_extension(std::env::consts::EXE_EXTENSION);
+        let program = target().join("debug/examples").join(example).with_extension(std::env::consts::EXE_EXTENSION);
         execute(Command::new(program).stdout(Stdio::null()))?;
     }
     Ok(())

@@ -1,0 +1,102 @@
+//! The floor under each kernel's time: its bytes over the memory's bandwidth or its operations over the arithmetic's rate,
+//! whichever is longer.
+
+use std::fmt::Write as _;
+use std::fs;
+
+use anyhow::{Context, bail};
+
+use super::launches::Launch;
+use crate::process::root;
+
+/// What a machine can do at most, as its maker publishes it.
+struct Machine {
+    name: &'static str,
+    /// Bytes a second.
+    bandwidth: f64,
+    /// f32 operations a second outside of matrix units, which these kernels do not use.
+    rate: f64,
+}
+
+/// A100: NVIDIA A100 80 GB SXM data sheet. H100: NVIDIA H100 SXM data sheet. M1 Max: Apple's announcement of M1 Pro and M1 Max.
+const MACHINES: [Machine; 3] = [
+    Machine { name: "A100", bandwidth: 2039e9, rate: 19.5e12 },
+    Machine { name: "H100", bandwidth: 3350e9, rate: 67e12 },
+    Machine { name: "M1 Max", bandwidth: 400e9, rate: 10.4e12 },
+];
+
+impl Machine {
+    /// Seconds, and whether the memory is what takes them.
+    fn floor(&self, bytes: f64, operations: f64) -> (f64, bool) {
+        let (memory, arithmetic) = (bytes / self.bandwidth, operations / self.rate);
+        (memory.max(arithmetic), memory >= arithmetic)
+    }
+}
+
+const BEGIN: &str = "<!-- floors: written by `cargo xtask build-kernels` -->\n";
+const END: &str = "<!-- end of floors -->\n";
+
+/// Prints the table, and writes it into the documentation or compares it with what stands there.
+pub(super) fn run(launches: &[Launch], check: bool) -> anyhow::Result<()> {
+    let table = table(launches)?;
+    print!("{table}");
+    let path = root().join("docs/kernels.md");
+    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
+    let wanted =
+        replace(&text, &table).with_context(|| format!("{} lacks the marks `{}`", path.display(), BEGIN.trim()))?;
+    if wanted == text {
+        return Ok(());
+    }
+    if check {
+        bail!("the table of floors in docs/kernels.md is out of date; `cargo xtask build-kernels` writes it");
+    }
+    fs::write(&path, wanted).with_context(|| format!("{} cannot be written", path.display()))
+}
+
+/// The text with what stands between the marks replaced.
+fn replace(text: &str, table: &str) -> Option<String> {
+    let (before, rest) = text.split_once(BEGIN)?;
+    let (_, after) = rest.split_once(END)?;
+    Some(format!("{before}{BEGIN}{table}{END}{after}"))
+}
+
+/// A row a kernel and shape, in f32.
+fn table(launches: &[Launch]) -> anyhow::Result<String> {
+    let mut text = String::from("| Shape | Kernel | Blocks | MB | GFLOP |");
+    for machine in &MACHINES {
+        write!(text, " {} |", machine.name)?;
+    }
+    text.push_str("\n|---|---|--:|--:|--:|");
+    text.push_str(&"--:|".repeat(MACHINES.len()));
+    text.push('\n');
+    for launch in launches {
+        let Some(kernel) = launch.kernel.strip_suffix("_f32") else { continue };
+        let (bytes, operations) = (launch.bytes / 1e6, launch.operations / 1e9);
+        write!(text, "| {} | `{kernel}` | {} | {bytes:.2} | {operations:.3} |", launch.case, launch.blocks)?;
+        for machine in &MACHINES {
+            let (seconds, memory) = machine.floor(launch.bytes, launch.operations);
+            write!(text, " {:.1} {} |", seconds * 1e6, if memory { "m" } else { "a" })?;
+        }
+        text.push('\n');
+    }
+    Ok(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{BEGIN, END, MACHINES, replace};
+
+    #[test]
+    fn the_longer_of_the_two_is_the_floor() {
+        let a100 = &MACHINES[0];
+        assert_eq!(a100.floor(2039e9, 1.0), (1.0, true));
+        assert_eq!(a100.floor(1.0, 39e12), (2.0, false));
+    }
+
+    #[test]
+    fn only_what_is_between_the_marks_changes() {
+        let text = format!("a\n{BEGIN}old\n{END}b\n");
+        assert_eq!(replace(&text, "new\n").as_deref(), Some(format!("a\n{BEGIN}new\n{END}b\n").as_str()));
+        assert_eq!(replace("no marks", "new"), None);
+    }
+}
