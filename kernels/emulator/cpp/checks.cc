@@ -22,7 +22,10 @@ using emulator::Moment;
 
 enum class Kind { Read, Write };
 
-// What is known of one byte.
+// Bytes that are watched as one: the smallest value that a kernel stores.
+constexpr size_t GRAIN = 2;
+
+// What is known of one grain.
 struct Cell {
     Moment written, read, read_too; // the last write, and reads since then by up to two threads
     bool initialised = false;
@@ -40,7 +43,7 @@ struct Region {
 
 std::vector<Region> regions;
 
-// Whether no barrier lies between two accesses of a byte.
+// Whether no barrier lies between two accesses of the same grain.
 bool unordered(const Moment &before, const Moment &after, bool is_shared) {
     if (!before.block) return false;
     if (before.block != after.block) return !is_shared; // each block has its own shared memory; blocks are in no order
@@ -66,17 +69,27 @@ std::string place(const void *address) {
     return name ? name + 1 : text;
 }
 
-void complain(const char *what, const Region *region, const void *p, const void *caller, const Moment *other = nullptr) {
-    const bool shown = emulator::findings() < 4; // looking up the line takes a process
-    char with[64] = "";
+void complain(const char *what, const Region *region, const char *p, const void *caller, const Moment *other = nullptr) {
+    // A mistake is mostly made close to the buffer that was meant.
+    constexpr long NEAR = 4096;
+    for (const Region &candidate : regions)
+        if (!region && p + NEAR >= candidate.base && p < candidate.base + candidate.length + NEAR) region = &candidate;
+    char where[256] = "no buffer", with[64] = "";
+    if (region) snprintf(where, sizeof where, "%s[byte %ld of %zu]", region->name.c_str(), long(p - region->base), region->length);
     if (other) snprintf(with, sizeof with, ", with thread %u", other->thread);
-    emulator::report("%s: %s[byte %ld] at %s%s", what, region ? region->name.c_str() : "no buffer",
-                     region ? long(static_cast<const char *>(p) - region->base) : long(size_t(p)), shown ? place(caller).c_str() : "", with);
+    const bool shown = emulator::findings() < 4; // looking up the line takes a process
+    emulator::report("%s: %s at %s%s", what, where, shown ? place(caller).c_str() : "", with);
 }
 
-void check_byte(Region &region, size_t at, Kind kind, const Moment &me, const void *caller) {
+// For what would harm this process or crash a real device.
+[[noreturn]] void refuse(const char *what, const Region *region, const char *p, const void *caller) {
+    complain(what, region, p, caller);
+    emulator::abandon();
+}
+
+void check_grain(Region &region, size_t at, Kind kind, const Moment &me, const void *caller) {
     Cell &cell = region.cells[at];
-    const char *const p = region.base + at;
+    const char *const p = region.base + at * GRAIN;
     const bool known = region.is_shared ? cell.written.block == me.block : cell.initialised;
     if (kind == Kind::Read) {
         if (!known) complain("read of uninitialised memory", &region, p, caller);
@@ -91,6 +104,8 @@ void check_byte(Region &region, size_t at, Kind kind, const Moment &me, const vo
     cell = {me, {}, {}, true};
 }
 
+std::vector<Cell> cells(size_t bytes) { return std::vector<Cell>((bytes + GRAIN - 1) / GRAIN); }
+
 void access(const void *address, size_t size, Kind kind, size_t alignment, const void *caller) {
     if (!emulator::running() || emulator::on_stack(address)) return;
     const char *p = static_cast<const char *>(address);
@@ -100,15 +115,16 @@ void access(const void *address, size_t size, Kind kind, size_t alignment, const
     if (!region) {
         const bool in_shared = p >= shared && p < shared + sizeof shared;
         const bool constant = kind == Kind::Read && !in_shared && p >= &__ehdr_start && p < &_end;
-        if (!constant) complain(kind == Kind::Read ? "out-of-bounds read" : "out-of-bounds write", nullptr, p, caller);
+        if (!constant) refuse(kind == Kind::Read ? "out-of-bounds read" : "out-of-bounds write", nullptr, p, caller);
         return;
     }
-    if (p + size > region->base + region->length) return complain("access across the end", region, p, caller);
-    if (size_t(p) % alignment) return complain("misaligned access", region, p, caller);
-    if (kind == Kind::Write && !region->writable) return complain("write to an input", region, p, caller);
+    if (p + size > region->base + region->length) refuse("access across the end", region, p, caller);
+    if (size_t(p) % alignment) refuse("misaligned access", region, p, caller);
+    if (kind == Kind::Write && !region->writable) refuse("write to an input", region, p, caller);
     const Moment me = emulator::now(region->is_shared);
     const unsigned before = emulator::findings();
-    for (size_t i = 0; i < size && emulator::findings() == before; i++) check_byte(*region, size_t(p - region->base) + i, kind, me, caller);
+    const size_t first = size_t(p - region->base) / GRAIN, end = (size_t(p - region->base) + size + GRAIN - 1) / GRAIN;
+    for (size_t i = first; i < end && emulator::findings() == before; i++) check_grain(*region, i, kind, me, caller);
 }
 
 } // namespace
@@ -125,12 +141,12 @@ extern "C" {
 // Forgets all buffers; the next launch has this much shared memory.
 void emulator_begin(size_t shared_bytes) {
     regions.clear();
-    if (shared_bytes) regions.push_back({"shared memory", shared, shared_bytes, true, true, std::vector<Cell>(shared_bytes)});
+    if (shared_bytes) regions.push_back({"shared memory", shared, shared_bytes, true, true, cells(shared_bytes)});
 }
 
 // A buffer that the next launch may touch.
 void emulator_buffer(const char *name, void *base, size_t length, int initialised, int writable) {
-    regions.push_back({name, static_cast<char *>(base), length, false, writable != 0, std::vector<Cell>(length)});
+    regions.push_back({name, static_cast<char *>(base), length, false, writable != 0, cells(length)});
     if (initialised)
         for (Cell &cell : regions.back().cells) cell.initialised = true;
 }
@@ -140,7 +156,7 @@ size_t emulator_unwritten(const void *base) {
     size_t count = 0;
     for (const Region &region : regions)
         if (region.base == base)
-            for (const Cell &cell : region.cells) count += !cell.initialised;
+            for (const Cell &cell : region.cells) count += cell.initialised ? 0 : GRAIN;
     return count;
 }
 

@@ -48,6 +48,7 @@ struct Machine {
     uint32_t epochs[2] = {0, 0};           // barriers passed by global and by shared memory
     std::vector<uint32_t> warp_epochs;     // meetings that ordered a warp's memory
     std::mt19937 random{1};
+    bool abandoned = false;
     unsigned findings = 0;
     std::string text;
 #if defined(__x86_64__)
@@ -168,6 +169,7 @@ void run_block() {
             for (unsigned i : order)
                 if (machine.fibres[i].state == State::Ready) {
                     resume(machine.fibres[i]);
+                    if (machine.abandoned) return;
                     ran = true;
                 }
         }
@@ -259,6 +261,7 @@ void run_grid(const char *kernel, Dim3 grid, Dim3 block, void (*body)(void *), v
     for (unsigned i : order) {
         machine.block_index = {i % grid.x, i / grid.x % grid.y, i / grid.x / grid.y};
         run_block();
+        if (machine.abandoned) return;
     }
 }
 
@@ -290,9 +293,10 @@ Moment now(bool shared) {
 
 unsigned findings() { return machine.findings; }
 
-void reset_findings() {
-    machine.findings = 0;
-    machine.text.clear();
+void abandon() {
+    machine.abandoned = true;
+    leave();
+    abort(); // its stack is given up
 }
 
 } // namespace emulator
@@ -307,7 +311,9 @@ const char *emulator_findings() { return emulator::machine.text.c_str(); }
 int emulator_launch(const char *name, const unsigned *grid, const unsigned *block, void **arguments, const size_t *sizes, size_t count) {
     for (const emulator::Kernel *kernel = emulator_kernels; kernel->name; kernel++)
         if (!std::string(kernel->name).compare(name)) {
-            emulator::reset_findings();
+            emulator::machine.abandoned = false;
+            emulator::machine.findings = 0;
+            emulator::machine.text.clear();
             kernel->entry(kernel->name, {grid[0], grid[1], grid[2]}, {block[0], block[1], block[2]}, arguments, sizes, count);
             return int(emulator::findings());
         }

@@ -56,12 +56,18 @@ struct Moment {
     uint32_t block = 0, thread = 0, epoch = 0, warp_epoch = 0;
 };
 
-bool running();                           // whether a fibre runs
-bool on_stack(const void *p);             // whether `p` is in the running fibre's stack
-Moment now(bool shared);                  // the running fibre's moment, in one kind of memory
-unsigned findings();                      // reports so far
-void reset_findings();
-void start_block_checks();                // called before each block
+// Whether a fibre runs.
+bool running();
+// Whether `p` is in the running fibre's stack.
+bool on_stack(const void *p);
+// The running fibre's moment, in one kind of memory.
+Moment now(bool shared);
+// Reports so far.
+unsigned findings();
+// Gives up the launch: what the running fibre would do next must not happen.
+[[noreturn]] void abandon();
+// Called before each block.
+void start_block_checks();
 
 } // namespace emulator
 

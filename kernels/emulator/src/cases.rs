@@ -1,5 +1,7 @@
 //! What every kernel runs on: sizes just below, at and above the edges of tiles, vectors and warps, and every option.
 
+use std::fmt;
+
 use dyconv_kernels::cpu::ConvShape;
 use dyconv_kernels::gpu::conv::{Bias, Tail};
 use dyconv_kernels::{ConvConfig, Routing};
@@ -24,6 +26,32 @@ pub struct ConvCase {
     pub per_sample: bool,
     /// What follows it.
     pub tail: Tail,
+}
+
+impl fmt::Display for Case {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Conv(ConvCase { shape: s, per_sample, tail }) => {
+                let (input, c) = (s.input, &s.config);
+                write!(
+                    f,
+                    "{}x{}x{}x{} to {} channels, kernel {:?}",
+                    s.batch, s.in_channels, input.0, input.1, s.out_channels, c.kernel
+                )?;
+                write!(
+                    f,
+                    " stride {:?} padding {:?} dilation {:?} groups {}",
+                    c.stride, c.padding, c.dilation, c.groups
+                )?;
+                write!(f, "{}", if *per_sample { " per sample" } else { "" })?;
+                write!(f, ", {tail:?}")
+            }
+            Self::Mix(batch, experts, length) => write!(f, "{batch} mixtures of {experts} experts of {length} values"),
+            Self::Route(batch, channels, pixels, experts, routing) => {
+                write!(f, "{experts} weights of {batch}x{channels}x{pixels}, {routing:?}")
+            }
+        }
+    }
 }
 
 const PLAIN: ConvConfig = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
@@ -87,8 +115,9 @@ pub fn all() -> Vec<Case> {
             false,
             folded,
         ),
-        // More than one chunk of pixels for the gradient of kernels, shared and per sample.
+        // More than one chunk of pixels for the gradient of kernels, shared and per sample; parts that are not alike.
         conv((2, 2, 3), (33, 32), SAME, false, NO_TAIL),
+        conv((65, 2, 3), (2, 2), ConvConfig { kernel: (2, 2), ..PLAIN }, false, folded),
         conv((2, 2, 2), (33, 35), ConvConfig { kernel: (2, 2), ..PLAIN }, true, NO_TAIL),
         // Pointwise: rows that vectors fit and that they do not; tiles; groups.
         conv((2, 16, 8), (4, 4), PLAIN, true, FULL_TAIL),

@@ -76,7 +76,7 @@ where
 {
     for (index, case) in cases.iter().enumerate() {
         // Buffers at odd addresses forbid vectors: half of the cases.
-        let bench = Bench { device, element, offset: index % 2, seed: index as u32, what: format!("{case:?}") };
+        let bench = Bench { device, element, offset: index % 2, seed: index as u32, what: case.to_string() };
         match case {
             Case::Conv(case) => bench.conv(case, table)?,
             Case::Mix(batch, experts, length) => bench.mix(*batch, *experts, *length, table)?,
@@ -177,11 +177,15 @@ impl<D: TestDevice<Error = Error>> Bench<'_, D> {
         let worst = got.iter().zip(expected).map(|(got, expected)| (got - expected).abs() / largest);
         let error = worst.fold(0.0, |most, error| if error <= most { most } else { error });
         let tolerance = tolerance(element);
-        if got.len() != expected.len() || !(error <= tolerance) {
+        let right = error <= tolerance && got.len() == expected.len();
+        if !right {
             let what = format!("{name}_{} of {}", self.element.suffix(), self.what);
             return Err(Error::Wrong { what, error, tolerance });
         }
-        table.add(&self.device.take_launched(), error);
+        // A result's rounding says nothing of kernels that worked on intermediate values in f32.
+        let mut launched = self.device.take_launched();
+        launched.retain(|(_, element)| *element == self.element);
+        table.add(&launched, error);
         Ok(())
     }
 

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell, UnsafeCell};
 use std::collections::HashMap;
 use std::path::Path;
+use std::sync::Arc;
 
 use dyconv_kernels::gpu::ops::Device;
 use dyconv_kernels::gpu::{Access, Element, Kernel, Launch};
@@ -59,18 +60,18 @@ impl Memory {
 /// All kernels of one language.
 #[derive(Debug)]
 pub struct Emulator {
-    modules: HashMap<String, Module>,
+    modules: HashMap<String, Arc<Module>>,
     seed: Cell<u32>,
     launched: RefCell<Vec<(Kernel, Element)>>,
 }
 
 impl Emulator {
-    /// Compiles the kernel files that `wanted` picks into `folder`, two at a time.
+    /// Compiles all kernel files into `folder`, two at a time.
     ///
     /// # Errors
     /// Where the platform or the compiler is missing, or the text does not compile.
-    pub fn new(sources: &Sources, folder: &Path, wanted: impl Fn(&str) -> bool) -> Result<Self, Error> {
-        let files: Vec<&str> = sources.kernel_files().into_iter().filter(|file| wanted(file)).collect();
+    pub fn new(sources: &Sources, folder: &Path) -> Result<Self, Error> {
+        let files = sources.kernel_files();
         let mut modules = HashMap::new();
         for pair in files.chunks(2) {
             let built: Vec<_> = std::thread::scope(|scope| {
@@ -84,6 +85,11 @@ impl Emulator {
             }
         }
         Ok(Self { modules, seed: Cell::new(1), launched: RefCell::default() })
+    }
+
+    /// Puts another module in the place of a kernel file's own.
+    pub fn replace(&mut self, file: &str, module: Arc<Module>) {
+        self.modules.insert(file.to_owned(), module);
     }
 
     /// Sets the seed that the order of blocks and threads is drawn from.

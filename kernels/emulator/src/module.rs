@@ -1,12 +1,13 @@
 //! Compiles a kernel file for the emulator, and loads it.
 
+use std::collections::BTreeMap;
 use std::collections::hash_map::DefaultHasher;
 use std::ffi::{CStr, CString, c_char, c_int, c_uint, c_void};
 use std::fs;
 use std::hash::{Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use dyconv_kernels::gpu::{Element, Kernel};
 use libloading::{Library, Symbol};
@@ -55,7 +56,7 @@ impl Language {
 }
 
 /// The files of a language by their paths below `kernels/`, with their text.
-#[derive(Debug, Clone, Hash)]
+#[derive(Debug, Clone)]
 pub struct Sources {
     language: Language,
     files: Vec<(String, String)>,
@@ -94,20 +95,21 @@ impl Sources {
         self.files.iter().filter_map(|(path, _)| path.strip_prefix(&prefix)?.strip_suffix(&suffix)).collect()
     }
 
-    /// Whether a kernel file's text is or includes `file`.
-    pub fn depends(&self, kernel_file: &str, file: &str) -> bool {
-        let path = format!("{}/{kernel_file}.{}", self.language.folder(), self.language.extension());
-        self.reaches(&path, file)
-    }
-
-    fn reaches(&self, from: &str, file: &str) -> bool {
-        let Some((_, text)) = self.files.iter().find(|(path, _)| path == from) else { return false };
-        from == file
-            || text.lines().filter_map(|line| line.strip_prefix("#include \"")).any(|included| {
-                let name = included.trim_end_matches('"');
-                let path = name.strip_prefix("../").map_or(format!("{}/{name}", self.language.folder()), str::to_owned);
-                self.reaches(&path, file)
-            })
+    /// The files that a kernel file is made of: itself and what it includes.
+    fn parts(&self, kernel_file: &str) -> BTreeMap<&str, &str> {
+        let mut parts = BTreeMap::new();
+        let mut open = vec![format!("{}/{kernel_file}.{}", self.language.folder(), self.language.extension())];
+        while let Some(path) = open.pop() {
+            let Some((path, text)) = self.files.iter().find(|(known, _)| *known == path) else { continue };
+            if parts.insert(path.as_str(), text.as_str()).is_none() {
+                let included = text.lines().filter_map(|line| line.strip_prefix("#include \"")?.strip_suffix('"'));
+                open.extend(included.map(|name| match name.strip_prefix("../") {
+                    Some(name) => name.to_owned(),
+                    None => format!("{}/{name}", self.language.folder()),
+                }));
+            }
+        }
+        parts
     }
 }
 
@@ -134,11 +136,19 @@ impl Module {
     ///
     /// # Errors
     /// Where the platform or the compiler is missing, or the text does not compile.
-    pub fn build(sources: &Sources, file: &str, folder: &Path) -> Result<Self, Error> {
+    pub fn build(sources: &Sources, file: &str, folder: &Path) -> Result<Arc<Self>, Error> {
+        // A library that is loaded twice is one library with one state, so it gets one lock.
+        static LOADED: Mutex<BTreeMap<PathBuf, Arc<Module>>> = Mutex::new(BTreeMap::new());
         let path = compile(sources, file, folder)?;
+        let mut loaded = LOADED.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+        if let Some(module) = loaded.get(&path) {
+            return Ok(Arc::clone(module));
+        }
         // SAFETY: a library that this crate compiled from its own text; it has no constructors beyond C++'s own statics.
         let library = unsafe { Library::new(&path) }.map_err(|error| Error::Unavailable(error.to_string()))?;
-        Ok(Self { library: Mutex::new(library) })
+        let module = Arc::new(Self { library: Mutex::new(library) });
+        loaded.insert(path, Arc::clone(&module));
+        Ok(module)
     }
 
     /// Runs a kernel over `spans` and one struct of scalars, in an order of blocks and threads drawn from `seed`.
@@ -188,8 +198,8 @@ impl Module {
         arguments.push(params.as_ptr().cast());
         let mut sizes = vec![size_of::<*mut c_void>(); spans.len()];
         sizes.push(size_of_val(params));
-        // SAFETY: strings and arrays outlive the calls; the kernel touches the spans (the caller's promise) and whatever else
-        // it tries is found before it happens or stays in this process's own memory.
+        // SAFETY: strings and arrays outlive the calls; the kernel touches the spans (the caller's promise) whatever else it
+        // tries to touch, the checks give the launch up before it happens.
         unsafe {
             begin(shared as usize);
             set_seed(seed);
@@ -247,7 +257,8 @@ fn compile(sources: &Sources, file: &str, folder: &Path) -> Result<PathBuf, Erro
     let shim = engine.join(sources.language.folder());
     let wrapper = sources.language.wrap(file);
     let mut hasher = DefaultHasher::new();
-    (sources, &wrapper, compiler()).hash(&mut hasher);
+    let parts = sources.parts(file);
+    (&parts, &wrapper, compiler()).hash(&mut hasher);
     for path in list(&engine)?.into_iter().chain(list(&shim)?) {
         read(&path)?.hash(&mut hasher);
     }
@@ -257,17 +268,16 @@ fn compile(sources: &Sources, file: &str, folder: &Path) -> Result<PathBuf, Erro
     }
     // In a folder of its own until it is whole: another process may be doing the same.
     let work = folder.join(format!("{file}-{:016x}-{}", hasher.finish(), std::process::id()));
-    for (path, text) in &sources.files {
+    for (path, text) in parts {
         write(&work.join("kernels").join(path), text)?;
     }
     write(&work.join("kernel.cc"), &wrapper)?;
-    let common = ["-std=c++17", "-g", "-fPIC", "-c"];
+    let mut objects = vec![work.join("kernel")];
     for name in ["engine", "checks"] {
-        let source = engine.join(name).with_extension("cc");
-        run(file, Command::new(compiler()).args(common).arg("-O2").arg(source).arg("-o").arg(work.join(name)))?;
+        objects.push(engine_object(&engine, name, &work, folder)?);
     }
     let mut kernel = Command::new(compiler());
-    kernel.args(common).args(["-O1", "-fsanitize=thread", "-o"]).arg(work.join("kernel")).arg(work.join("kernel.cc"));
+    kernel.args(COMPILE).args(["-O1", "-fsanitize=thread", "-o"]).arg(work.join("kernel")).arg(work.join("kernel.cc"));
     for include in [&work, &shim, &engine] {
         kernel.arg("-I").arg(include);
     }
@@ -275,10 +285,26 @@ fn compile(sources: &Sources, file: &str, folder: &Path) -> Result<PathBuf, Erro
     // Without -fsanitize: it would bring ThreadSanitizer's library, whose place the checks take.
     let mut link = Command::new(compiler());
     link.args(["-shared", "-Wl,-Bsymbolic", "-o"]).arg(work.join("library"));
-    run(file, link.args(["kernel", "engine", "checks"].map(|name| work.join(name))).arg("-ldl"))?;
+    run(file, link.args(objects).arg("-ldl"))?;
     fs::rename(work.join("library"), &library).map_err(|error| file_error(&library, error))?;
     fs::remove_dir_all(&work).map_err(|error| file_error(&work, error))?;
     Ok(library)
+}
+
+const COMPILE: [&str; 4] = ["-std=c++17", "-g", "-fPIC", "-c"];
+
+/// One object of the engine, the same for all kernels: compiled in `work` unless it is in `folder`.
+fn engine_object(engine: &Path, name: &str, work: &Path, folder: &Path) -> Result<PathBuf, Error> {
+    let source = engine.join(name).with_extension("cc");
+    let mut hasher = DefaultHasher::new();
+    (compiler(), read(&source)?, read(&engine.join("engine.h"))?).hash(&mut hasher);
+    let object = folder.join(format!("{name}-{:016x}.o", hasher.finish()));
+    if !object.is_file() {
+        let part = work.join(name);
+        run(name, Command::new(compiler()).args(COMPILE).arg("-O2").arg(source).arg("-o").arg(&part))?;
+        fs::rename(&part, &object).map_err(|error| file_error(&object, error))?;
+    }
+    Ok(object)
 }
 
 fn run(file: &str, command: &mut Command) -> Result<(), Error> {
