@@ -88,6 +88,11 @@ impl Sources {
         Some(changed)
     }
 
+    /// Every file: its path below `kernels/`, and its text.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().map(|(path, text)| (path.as_str(), text.as_str()))
+    }
+
     /// Kernel files, without their endings.
     pub fn kernel_files(&self) -> Vec<&str> {
         let prefix = format!("{}/", self.language.folder());

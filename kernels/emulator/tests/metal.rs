@@ -12,7 +12,7 @@ use dyconv_kernels::gpu::Element;
 #[test]
 fn metal_kernels_agree_with_their_twins() {
     let sources = Sources::read(Language::Metal).unwrap();
-    let emulator = match Emulator::new(&sources, Path::new(env!("CARGO_TARGET_TMPDIR")), |_| true) {
+    let emulator = match Emulator::new(&sources, Path::new(env!("CARGO_TARGET_TMPDIR"))) {
         Ok(emulator) => emulator,
         Err(error @ Error::Unavailable(_)) => return eprintln!("skipped: {error}"),
         Err(error) => panic!("{error}"),

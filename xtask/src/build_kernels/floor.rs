@@ -60,6 +60,9 @@ fn replace(text: &str, table: &str) -> Option<String> {
     Some(format!("{before}{BEGIN}{table}{END}{after}"))
 }
 
+/// Launches that move less than this take as long as it takes to launch them.
+const WORTH_A_ROW: f64 = 1e5;
+
 /// A row a kernel and shape, in f32.
 fn table(launches: &[Launch]) -> anyhow::Result<String> {
     let mut text = String::from("| Shape | Kernel | Blocks | MB | GFLOP |");
@@ -71,6 +74,9 @@ fn table(launches: &[Launch]) -> anyhow::Result<String> {
     text.push('\n');
     for launch in launches {
         let Some(kernel) = launch.kernel.strip_suffix("_f32") else { continue };
+        if launch.bytes < WORTH_A_ROW {
+            continue;
+        }
         let (bytes, operations) = (launch.bytes / 1e6, launch.operations / 1e9);
         write!(text, "| {} | `{kernel}` | {} | {bytes:.2} | {operations:.3} |", launch.case, launch.blocks)?;
         for machine in &MACHINES {
