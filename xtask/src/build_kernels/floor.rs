@@ -2,12 +2,9 @@
 //! whichever is longer.
 
 use std::fmt::Write as _;
-use std::fs;
 
-use anyhow::{Context, bail};
-
+use super::document;
 use super::launches::Launch;
-use crate::process::root;
 
 /// What a machine can do at most, as its maker publishes it.
 struct Machine {
@@ -33,31 +30,9 @@ impl Machine {
     }
 }
 
-const BEGIN: &str = "<!-- floors: written by `cargo xtask build-kernels` -->\n";
-const END: &str = "<!-- end of floors -->\n";
-
-/// Prints the table, and writes it into the documentation or compares it with what stands there.
+/// Prints the table and puts it into the documentation.
 pub(super) fn run(launches: &[Launch], check: bool) -> anyhow::Result<()> {
-    let table = table(launches)?;
-    print!("{table}");
-    let path = root().join("docs/kernels.md");
-    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let wanted =
-        replace(&text, &table).with_context(|| format!("{} lacks the marks `{}`", path.display(), BEGIN.trim()))?;
-    if wanted == text {
-        return Ok(());
-    }
-    if check {
-        bail!("the table of floors in docs/kernels.md is out of date; `cargo xtask build-kernels` writes it");
-    }
-    fs::write(&path, wanted).with_context(|| format!("{} cannot be written", path.display()))
-}
-
-/// The text with what stands between the marks replaced.
-fn replace(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}{table}{END}{after}"))
+    document::put("floors", &table(launches)?, check)
 }
 
 /// Launches that move less than this take as long as it takes to launch them.
@@ -90,19 +65,12 @@ fn table(launches: &[Launch]) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BEGIN, END, MACHINES, replace};
+    use super::MACHINES;
 
     #[test]
     fn the_longer_of_the_two_is_the_floor() {
         let a100 = &MACHINES[0];
         assert_eq!(a100.floor(2039e9, 1.0), (1.0, true));
         assert_eq!(a100.floor(1.0, 39e12), (2.0, false));
-    }
-
-    #[test]
-    fn only_what_is_between_the_marks_changes() {
-        let text = format!("a\n{BEGIN}old\n{END}b\n");
-        assert_eq!(replace(&text, "new\n").as_deref(), Some(format!("a\n{BEGIN}new\n{END}b\n").as_str()));
-        assert_eq!(replace("no marks", "new"), None);
     }
 }
