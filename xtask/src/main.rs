@@ -5,6 +5,7 @@
 mod build_kernels;
 mod check_gpu;
 mod deny;
+mod driver;
 mod lint;
 mod process;
 mod test;
@@ -16,6 +17,9 @@ const USAGE: &str = "\
 cargo xtask <verb>
 
   test   build everything and run every test
+         --driver: instead, the CUDA kernels through Candle's own CUDA device, on a stand-in for NVIDIA's driver (minutes)
+  mutants
+         every mistake that is put into the GPU kernels, and what catches it
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, then lint
 
@@ -29,6 +33,8 @@ fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match given.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test::run(),
+        ["test", "--driver"] => driver::run(),
+        ["mutants"] => test::mutants(),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
         ["build-kernels", options @ ..] => build_kernels::run(options),

@@ -8,6 +8,8 @@
 mod activation;
 mod channel;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod gpu;
 mod op;
 pub mod reference;
