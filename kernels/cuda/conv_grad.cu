@@ -146,12 +146,13 @@ template <typename T> __device__ void conv_grad_kernels(const T *dy, const T *x,
     }
 }
 
+// The bound of 2 blocks gives the gradient of kernels the registers it needs: with 3 it spills on sm_100 and later.
 #define CONV_GRAD(T, NAME)                                                                                                      \
     extern "C" __global__ void __launch_bounds__(GEMM_THREADS)                                                                  \
         conv_grad_input_##NAME(const T *dy, const T *kernels, T *dx, ConvParams p) {                                            \
         conv_grad_input<T>(dy, kernels, dx, p);                                                                                 \
     }                                                                                                                           \
-    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2) /* three would spill on sm_100 and later */                   \
+    extern "C" __global__ void __launch_bounds__(GEMM_THREADS, 2)                                                               \
         conv_grad_kernels_##NAME(const T *dy, const T *x, float *parts, ConvParams p) {                                         \
         conv_grad_kernels<T>(dy, x, parts, p);                                                                                  \
     }

@@ -36,9 +36,6 @@ inline uint quotient(uint n, uint multiplier) { return multiplier ? mulhi(n, mul
 
 constant constexpr uint WARP = 32;
 
-// All threads of the block meet, and see what each has written to threadgroup memory.
-inline void wait_for_block() { threadgroup_barrier(mem_flags::mem_threadgroup); }
-
 // Sum over the lanes of a SIMD group, in every lane.
 inline float warp_sum(float v) {
     for (ushort step = WARP / 2; step > 0; step /= 2) v += simd_shuffle_xor(v, step);

@@ -14,7 +14,7 @@ inline uint plane_pixel(uint tile, uint i, uint me) { return (tile * PLANE_PIXEL
 // The kernels of this block's plane as floats in threadgroup memory.
 template <typename T> inline void stage_kernels(device const T *kernels, threadgroup float *shared, uint values, uint me) {
     for (uint i = me; i < values; i += PLANE_THREADS) shared[i] = float(kernels[i]);
-    wait_for_block();
+    threadgroup_barrier(mem_flags::mem_threadgroup);
 }
 
 // Window sizes as constants where they are common, so that the loops unroll; zeros where they are read from `p`.

@@ -51,7 +51,7 @@ inline void multiply(thread const A &a, thread const B &b, uint depth, threadgro
     float4 next_a = a.fetch(0), next_b = b.fetch(0);
     a.put(tiles_a, next_a);
     b.put(tiles_b, next_b);
-    wait_for_block();
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     uint side = 0;
     for (uint k = 0; k < depth; k += TILE_K) {
         const bool more = k + TILE_K < depth;
@@ -71,7 +71,7 @@ inline void multiply(thread const A &a, thread const B &b, uint depth, threadgro
             a.put(tiles_a + side * TILE_VALUES, next_a);
             b.put(tiles_b + side * TILE_VALUES, next_b);
         }
-        wait_for_block();
+        threadgroup_barrier(mem_flags::mem_threadgroup);
     }
 }
 

@@ -17,13 +17,13 @@ inline void mix_rows(device const T *coefficients, device const T *in, device T 
     for (uint i = 0; i < MIX_ROWS; i++) sum[i] = float4(0.0f);
     for (uint start = 0; start < p.rows_in; start += MIX_CHUNK) {
         const uint chunk = min(MIX_CHUNK, p.rows_in - start);
-        wait_for_block(); // the last chunk has been read
+        threadgroup_barrier(mem_flags::mem_threadgroup); // the last chunk has been read
         const uint i = me / MIX_CHUNK, j = me % MIX_CHUNK;
         if (j < chunk) {
             const size_t at = size_t(row + i) * p.row_step + size_t(start + j) * p.column_step;
             shared[me] = i < rows ? float(coefficients[at]) : 0.0f;
         }
-        wait_for_block();
+        threadgroup_barrier(mem_flags::mem_threadgroup);
         if (first >= p.length) continue;
         for (uint j = 0; j < chunk; j++) {
             device const T *from = in + size_t(start + j) * p.length + first;
@@ -81,14 +81,14 @@ inline void grad_routing(device const T *grad, device const T *experts, device f
                 if (lane == 0) shared[(j * DOT_ROWS + i) * DOT_WARPS + warp] = total;
             }
         }
-        wait_for_block();
+        threadgroup_barrier(mem_flags::mem_threadgroup);
         for (uint at = me; at < chunk * DOT_ROWS; at += DOT_THREADS) {
             const uint i = at % DOT_ROWS, j = at / DOT_ROWS;
             float total = 0.0f;
             for (uint w = 0; w < DOT_WARPS; w++) total += shared[at * DOT_WARPS + w];
             if (row + i < p.rows_out) parts[(size_t(block.x) * p.rows_out + row + i) * p.rows_in + start + j] = total;
         }
-        wait_for_block(); // before the next chunk writes
+        threadgroup_barrier(mem_flags::mem_threadgroup); // before the next chunk writes
     }
 }
 

@@ -16,7 +16,7 @@ inline void weigh(threadgroup const float *pooled, threadgroup float *logits, de
         sum = warp_sum(sum);
         if (lane == 0) logits[k] = (sum + float(bias[k])) * p.logit_scale;
     }
-    wait_for_block();
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     // A handful of experts: every thread sums them itself, in the same order.
     float most = logits[0], total = 0.0f;
     if (p.flags & SOFTMAX) {
@@ -41,7 +41,7 @@ inline void route_map(device const T *x, device const T *weight, device const T 
         sum = warp_sum(sum);
         if (lane == 0) shared[c] = sum * p.pool_scale;
     }
-    wait_for_block();
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     weigh(shared, shared + p.channels, weight, bias, r, p, sample, me);
 }
 
@@ -50,7 +50,7 @@ template <typename T>
 inline void route_means(device const float *pooled, device const T *weight, device const T *bias, device T *r,
                         constant RouteParams &p, threadgroup float *shared, uint sample, uint me) {
     for (uint c = me; c < p.channels; c += ROUTE_THREADS) shared[c] = pooled[size_t(sample) * p.channels + c];
-    wait_for_block();
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     weigh(shared, shared + p.channels, weight, bias, r, p, sample, me);
 }
 
@@ -70,7 +70,7 @@ inline void pool_plane(device const T *x, device float *pooled, constant RoutePa
     }
     sum = warp_sum(sum);
     if (me % WARP == 0) shared[me / WARP] = sum;
-    wait_for_block();
+    threadgroup_barrier(mem_flags::mem_threadgroup);
     if (me == 0) {
         float total = 0.0f;
         for (uint w = 0; w < POOL_THREADS / WARP; w++) total += shared[w];

@@ -77,10 +77,10 @@ fn convolution(
     if batch > 1 {
         print(conv.grad_input()?, products);
         print(conv.grad_kernels()?, products);
-        let (parts, values) = (conv.grad_kernels_parts(), conv.kernels_len());
-        print(sum_parts(parts, values, element)?, parts * values);
+        // The gradient of a bias that the samples share.
+        print(sum_parts(batch, outputs, element)?, batch * outputs);
+        // That of the experts is another `mix_experts` of the same size.
         print(mix.grad_routing()?, mixing);
-        print(mix.grad_experts()?, mixing);
         print(route.grad_logits()?, 4 * batch * EXPERTS);
         print(route.grad_input()?, weighing);
     }

@@ -19,6 +19,8 @@ use crate::Error;
 pub enum Language {
     /// `kernels/cuda/*.cu`.
     Cuda,
+    /// `kernels/metal/*.metal`.
+    Metal,
 }
 
 impl Language {
@@ -26,12 +28,14 @@ impl Language {
     fn folder(self) -> &'static str {
         match self {
             Self::Cuda => "cuda",
+            Self::Metal => "metal",
         }
     }
 
     fn extension(self) -> &'static str {
         match self {
             Self::Cuda => "cu",
+            Self::Metal => "metal",
         }
     }
 
@@ -39,6 +43,7 @@ impl Language {
     fn wrap(self, file: &str) -> String {
         let mut text = match self {
             Self::Cuda => format!("#include \"cuda_emulator.h\"\n#include \"kernels/cuda/{file}.cu\"\n"),
+            Self::Metal => format!("#include <metal_stdlib>\n#include \"kernels/metal/{file}.metal\"\n"),
         };
         text += "extern const emulator::Kernel emulator_kernels[] = {\n";
         for kernel in Kernel::ALL.iter().filter(|kernel| kernel.file() == file) {
@@ -81,6 +86,11 @@ impl Sources {
         }
         *text = text.replace(find, replacement);
         Some(changed)
+    }
+
+    /// Every file: its path below `kernels/`, and its text.
+    pub fn files(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.files.iter().map(|(path, text)| (path.as_str(), text.as_str()))
     }
 
     /// Kernel files, without their endings.

@@ -9,6 +9,9 @@ use crate::device::Emulator;
 use crate::module::{Module, Sources};
 use crate::{Error, cases};
 
+mod metal;
+pub use metal::METAL;
+
 /// One mistake.
 #[derive(Debug, Clone, Copy)]
 pub struct Mutant {

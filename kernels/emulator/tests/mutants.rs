@@ -28,3 +28,8 @@ fn all_caught(language: Language, list: &[Mutant]) {
 fn mistakes_in_cuda_kernels_are_caught() {
     all_caught(Language::Cuda, mutants::CUDA);
 }
+
+#[test]
+fn mistakes_in_metal_kernels_are_caught() {
+    all_caught(Language::Metal, mutants::METAL);
+}

@@ -1,6 +1,7 @@
 //! CUDA's sources through nvcc.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -8,6 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use anyhow::{Context, bail};
 
+use super::document;
 use super::launches::Launch;
 use super::occupancy::{A100, Gpu, H100, occupancy};
 use super::toolkit::Tool;
@@ -15,6 +17,9 @@ use crate::process::root;
 
 /// Machine code is made for these, as far as the compiler knows them; the first two must be known.
 const GPUS: [&str; 4] = ["sm_80", "sm_90", "sm_100", "sm_120"];
+
+/// The release whose numbers stand in the documentation.
+const DOCUMENTED: &str = "release 13.2,";
 
 /// What ptxas says of one kernel.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -31,7 +36,7 @@ pub(super) struct Resources {
 /// Kernel and GPU to resources.
 type Table = BTreeMap<(String, &'static str), Resources>;
 
-pub(super) fn run(nvcc: &Tool, launches: &[Launch]) -> anyhow::Result<()> {
+pub(super) fn run(nvcc: &Tool, launches: &[Launch], check: bool) -> anyhow::Result<()> {
     let sources = sources("cuda", "cu")?;
     let known = String::from_utf8(nvcc.command().arg("--list-gpu-code").output()?.stdout)?;
     let known = |gpu: &&str| known.lines().any(|line| line.trim() == *gpu);
@@ -67,7 +72,12 @@ pub(super) fn run(nvcc: &Tool, launches: &[Launch]) -> anyhow::Result<()> {
         Ok(())
     })?;
     let table = table.into_inner().unwrap_or_else(|poisoned| poisoned.into_inner());
-    report(&table, launches)
+    report(&table, launches)?;
+    // Other compilers count other registers.
+    if version.contains(DOCUMENTED) {
+        document::put("resources", &summary(&table, launches)?, check)?;
+    }
+    Ok(())
 }
 
 /// The sources of one language, sorted.
@@ -139,6 +149,26 @@ fn parse(text: &str) -> Vec<(String, Resources)> {
     found
 }
 
+/// One kernel's needs on one GPU, and how much of it they keep busy.
+struct Row<'a> {
+    launch: &'a Launch,
+    a100: (Resources, f64),
+    h100: (Resources, f64),
+}
+
+/// The row of a kernel, at the launch that leaves the fewest of its blocks on a multiprocessor.
+fn row<'a>(table: &Table, kernel: &str, launches: &'a [Launch]) -> anyhow::Result<Row<'a>> {
+    let of_kernel = launches.iter().filter(|launch| launch.kernel == kernel);
+    let Some(launch) = of_kernel.max_by_key(|launch| (launch.threads, launch.shared)) else {
+        bail!("{kernel}: no launch description uses it, or none at the shapes of the example `launches`");
+    };
+    let on = |gpu: &Gpu| {
+        let r = table.get(&(kernel.to_owned(), gpu.arch)).copied().unwrap_or_default();
+        (r, 100.0 * occupancy(gpu, launch.threads, r.registers, r.shared + launch.shared))
+    };
+    Ok(Row { launch, a100: on(&A100), h100: on(&H100) })
+}
+
 /// Prints a line a kernel; a kernel that no launch uses, or a launch that names no kernel, is an error.
 fn report(table: &Table, launches: &[Launch]) -> anyhow::Result<()> {
     println!(
@@ -152,30 +182,46 @@ fn report(table: &Table, launches: &[Launch]) -> anyhow::Result<()> {
         bail!("{}: launched, but no source defines it", launch.kernel);
     }
     for kernel in kernels {
-        let of = |gpu: &Gpu| table.get(&(kernel.to_owned(), gpu.arch)).copied().unwrap_or_default();
-        // The launch that leaves the fewest blocks on a multiprocessor.
-        let of_kernel = launches.iter().filter(|launch| launch.kernel == kernel);
-        let Some(launch) = of_kernel.max_by_key(|launch| (launch.threads, launch.shared)) else {
-            bail!("{kernel}: no launch description uses it, or none at the shapes of the example `launches`");
-        };
-        let busy = |gpu: &Gpu| {
-            let r = of(gpu);
-            100.0 * occupancy(gpu, launch.threads, r.registers, r.shared + launch.shared)
-        };
-        let (a, h) = (of(&A100), of(&H100));
+        let Row { launch, a100: (a, busy_a), h100: (h, busy_h) } = row(table, kernel, launches)?;
         println!(
-            "{kernel:32} {:>7} {:>9} {:>5} {:>8} {:>6} {:>6} {:>9.0}% {:>4.0}%",
+            "{kernel:32} {:>7} {:>9} {:>5} {:>8} {:>6} {:>6} {busy_a:>9.0}% {busy_h:>4.0}%",
             launch.threads,
             a.registers,
             h.registers,
             a.shared + launch.shared,
             a.local.max(h.local),
             a.spills + h.spills,
-            busy(&A100),
-            busy(&H100)
         );
     }
     Ok(())
+}
+
+/// The same for the documentation: a row a kernel, the most that any of its types needs.
+fn summary(table: &Table, launches: &[Launch]) -> anyhow::Result<String> {
+    let mut text = format!(
+        "| Kernel | Threads | Registers {} | {} | Shared bytes | Spills | Occupancy {} | {} |\n|---|--:|--:|--:|--:|--:|--:|--:|\n",
+        A100.arch, H100.arch, A100.name, H100.name
+    );
+    let base = |entry: &str| entry.rsplit_once('_').map_or(entry, |(base, _)| base).to_owned();
+    let kernels: BTreeSet<_> = table.keys().map(|(entry, _)| base(entry)).collect();
+    for kernel in kernels {
+        let entries: BTreeSet<_> = table.keys().map(|(entry, _)| entry).filter(|entry| base(entry) == kernel).collect();
+        let rows = entries.into_iter().map(|entry| row(table, entry, launches)).collect::<anyhow::Result<Vec<_>>>()?;
+        let most = |of: &dyn Fn(&Row<'_>) -> usize| rows.iter().map(of).max().unwrap_or(0);
+        let least = |of: &dyn Fn(&Row<'_>) -> f64| rows.iter().map(of).fold(100.0, f64::min);
+        writeln!(
+            text,
+            "| `{kernel}` | {} | {} | {} | {} | {} | {:.0}% | {:.0}% |",
+            most(&|row| row.launch.threads),
+            most(&|row| row.a100.0.registers),
+            most(&|row| row.h100.0.registers),
+            most(&|row| row.a100.0.shared + row.launch.shared),
+            most(&|row| row.a100.0.spills + row.h100.0.spills),
+            least(&|row| row.a100.1),
+            least(&|row| row.h100.1),
+        )?;
+    }
+    Ok(text)
 }
 
 #[cfg(test)]

@@ -2,12 +2,9 @@
 //! whichever is longer.
 
 use std::fmt::Write as _;
-use std::fs;
 
-use anyhow::{Context, bail};
-
+use super::document;
 use super::launches::Launch;
-use crate::process::root;
 
 /// What a machine can do at most, as its maker publishes it.
 struct Machine {
@@ -33,32 +30,13 @@ impl Machine {
     }
 }
 
-const BEGIN: &str = "<!-- floors: written by `cargo xtask build-kernels` -->\n";
-const END: &str = "<!-- end of floors -->\n";
-
-/// Prints the table, and writes it into the documentation or compares it with what stands there.
+/// Prints the table and puts it into the documentation.
 pub(super) fn run(launches: &[Launch], check: bool) -> anyhow::Result<()> {
-    let table = table(launches)?;
-    print!("{table}");
-    let path = root().join("docs/kernels.md");
-    let text = fs::read_to_string(&path).with_context(|| format!("{} cannot be read", path.display()))?;
-    let wanted =
-        replace(&text, &table).with_context(|| format!("{} lacks the marks `{}`", path.display(), BEGIN.trim()))?;
-    if wanted == text {
-        return Ok(());
-    }
-    if check {
-        bail!("the table of floors in docs/kernels.md is out of date; `cargo xtask build-kernels` writes it");
-    }
-    fs::write(&path, wanted).with_context(|| format!("{} cannot be written", path.display()))
+    document::put("floors", &table(launches)?, check)
 }
 
-/// The text with what stands between the marks replaced.
-fn replace(text: &str, table: &str) -> Option<String> {
-    let (before, rest) = text.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}{table}{END}{after}"))
-}
+/// Launches that move less than this take as long as it takes to launch them.
+const WORTH_A_ROW: f64 = 1e5;
 
 /// A row a kernel and shape, in f32.
 fn table(launches: &[Launch]) -> anyhow::Result<String> {
@@ -71,6 +49,9 @@ fn table(launches: &[Launch]) -> anyhow::Result<String> {
     text.push('\n');
     for launch in launches {
         let Some(kernel) = launch.kernel.strip_suffix("_f32") else { continue };
+        if launch.bytes < WORTH_A_ROW {
+            continue;
+        }
         let (bytes, operations) = (launch.bytes / 1e6, launch.operations / 1e9);
         write!(text, "| {} | `{kernel}` | {} | {bytes:.2} | {operations:.3} |", launch.case, launch.blocks)?;
         for machine in &MACHINES {
@@ -84,19 +65,12 @@ fn table(launches: &[Launch]) -> anyhow::Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::{BEGIN, END, MACHINES, replace};
+    use super::MACHINES;
 
     #[test]
     fn the_longer_of_the_two_is_the_floor() {
         let a100 = &MACHINES[0];
         assert_eq!(a100.floor(2039e9, 1.0), (1.0, true));
         assert_eq!(a100.floor(1.0, 39e12), (2.0, false));
-    }
-
-    #[test]
-    fn only_what_is_between_the_marks_changes() {
-        let text = format!("a\n{BEGIN}old\n{END}b\n");
-        assert_eq!(replace(&text, "new\n").as_deref(), Some(format!("a\n{BEGIN}new\n{END}b\n").as_str()));
-        assert_eq!(replace("no marks", "new"), None);
     }
 }

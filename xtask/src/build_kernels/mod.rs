@@ -2,9 +2,11 @@
 //!
 //! Every `.cu` becomes PTX for compute_80 and machine code for each GPU of [`compile::GPUS`] that the compiler knows; a warning or a
 //! spilled register is an error. Metal's sources go through Apple's compiler on macOS, elsewhere through a lint of their address
-//! spaces. The table of floors is written into `docs/kernels.md`, or compared with it (`--check`).
+//! spaces. The tables of resources and floors are written into
+//! `docs/kernels.md`, or compared with it (`--check`).
 
 mod compile;
+mod document;
 mod floor;
 mod launches;
 mod metal;
@@ -18,7 +20,7 @@ use anyhow::bail;
 struct Options {
     /// Install the compilers where none is found.
     toolkit: bool,
-    /// Compare the table in the documentation instead of writing it.
+    /// Compare the tables in the documentation instead of writing it.
     check: bool,
 }
 
@@ -34,7 +36,7 @@ pub(crate) fn run(given: &[&str]) -> anyhow::Result<()> {
     // Before anything that takes minutes.
     let nvcc = toolkit::nvcc(options.toolkit)?;
     let launches = launches::read()?;
-    compile::run(&nvcc, &launches)?;
+    compile::run(&nvcc, &launches, options.check)?;
     metal::run(options.toolkit)?;
     floor::run(&launches, options.check)
 }
