@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use crate::process::{cargo, root, run as execute};
+use crate::process::{cargo, output_of, root, run as execute};
 
 /// Where cargo-deny gets its advisories from.
 const DATABASE: &str = "https://github.com/RustSec/advisory-db";
@@ -26,15 +26,7 @@ fn command(deny: &Path) -> Command {
 
 /// cargo-deny from the PATH, or else one of the project's own.
 fn find_or_install() -> anyhow::Result<PathBuf> {
-    let runs = |program: &Path| {
-        let mut command = Command::new(program);
-        command
-            .arg("--version")
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .status()
-            .is_ok_and(|status| status.success())
-    };
+    let runs = |program: &Path| output_of(Command::new(program).arg("--version")).is_some();
     let tools = root().join("target/tools");
     let own = tools.join("bin/cargo-deny");
     if let Some(found) = [PathBuf::from("cargo-deny"), own.clone()].into_iter().find(|program| runs(program)) {

@@ -2,11 +2,16 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate talks to the terminal")]
 
+mod arm;
 mod build_kernels;
 mod check_gpu;
 mod deny;
+mod driver;
 mod lint;
+mod miri;
 mod process;
+mod sanitize;
+mod slices;
 mod test;
 mod tidy;
 
@@ -16,6 +21,12 @@ const USAGE: &str = "\
 cargo xtask <verb>
 
   test   build everything and run every test
+         --arm       the CPU kernels with NEON, emulated where this is no ARM machine
+         --miri      the CPU kernels in Miri, on every instruction set of x86-64
+         --sanitize  the CPU kernels with AddressSanitizer
+         --driver    the CUDA kernels through Candle's own CUDA device, on a stand-in for NVIDIA's driver (minutes)
+  mutants
+         every mistake that is put into the GPU kernels, and what catches it
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, then lint
 
@@ -29,6 +40,11 @@ fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match given.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test::run(),
+        ["test", "--driver"] => driver::run(),
+        ["mutants"] => test::mutants(),
+        ["test", "--arm"] => arm::run(),
+        ["test", "--miri"] => miri::run(),
+        ["test", "--sanitize"] => sanitize::run(),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
         ["build-kernels", options @ ..] => build_kernels::run(options),

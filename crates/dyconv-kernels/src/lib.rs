@@ -7,12 +7,31 @@
 
 mod activation;
 mod channel;
+mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
+mod dynamic;
+mod error;
+mod fold;
 pub mod gpu;
+mod mixing;
 mod op;
+mod pool;
 pub mod reference;
+mod routing;
+mod schedule;
+mod upsample;
 
 pub use activation::{sigmoid, silu};
 pub use channel::scale_shift;
-pub use op::{conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d};
-pub use reference::{ConvConfig, Routing, mix_experts, route};
+pub use config::{ConvConfig, Routing};
+pub use dynamic::{Epilogue, Mixing, dynamic_conv2d};
+pub use error::{Error, Result};
+pub use fold::{BatchNorm, Folded, fold_batch_norm};
+pub use mixing::mix_experts;
+pub use op::{conv_transpose2d, conv2d, conv2d_per_sample};
+pub use pool::max_pool2d;
+pub use routing::route;
+pub use schedule::TemperatureSchedule;
+pub use upsample::upsample_nearest2d;

@@ -1,47 +1,8 @@
 //! The operations in plain Candle: right on every device, differentiable, and the oracle for any faster form.
 
-use candle_core::{D, Result, Tensor, bail};
-use candle_nn::ops::{sigmoid, softmax};
+use candle_core::{Result, Tensor, bail};
 
-/// Activation that turns routing logits into weights.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Routing {
-    /// Each expert weighed on its own (CondConv, arXiv 1904.04971).
-    Sigmoid,
-    /// Weights that sum to one (DY-CNN, arXiv 1912.03458).
-    Softmax {
-        /// Logits are divided by it.
-        temperature: f64,
-    },
-}
-
-/// Geometry of a convolution; pairs are (vertical, horizontal).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConvConfig {
-    /// Kernel size.
-    pub kernel: (usize, usize),
-    /// Step between outputs, in input pixels.
-    pub stride: (usize, usize),
-    /// Zeros added on each side.
-    pub padding: (usize, usize),
-    /// Step between taps, in input pixels.
-    pub dilation: (usize, usize),
-    /// Groups of channels that are convolved on their own.
-    pub groups: usize,
-}
-
-impl Routing {
-    /// Weights from logits `[B, K]`.
-    ///
-    /// # Errors
-    /// Where the device fails.
-    pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Sigmoid => sigmoid(logits),
-            Self::Softmax { temperature } => softmax(&(logits / temperature)?, D::Minus1),
-        }
-    }
-}
+use crate::{ConvConfig, Routing};
 
 /// Routing weights of each sample: global average pool, linear layer, activation.
 ///
@@ -57,7 +18,7 @@ pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Re
         bail!("route: `weight` takes {features} channels, `x` has {channels}");
     }
     let pooled = x.mean((2, 3))?;
-    routing.activate(&pooled.matmul(&weight.t()?)?.broadcast_add(bias)?)
+    Ok(routing.activate(&pooled.matmul(&weight.t()?)?.broadcast_add(bias)?)?)
 }
 
 /// Each sample's mixture of the experts: `sum_k r[b, k] * experts[k]`.
@@ -178,7 +139,7 @@ pub(crate) fn spread_convolution(
 }
 
 /// `count` slices along `dim`, `step` apart, from `start` on.
-fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
+pub(crate) fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
     let x = x.narrow(dim, start, count * step)?;
     if step == 1 {
         return Ok(x);

@@ -54,6 +54,9 @@ pub enum Error {
         /// Type and values.
         got: String,
     },
+    /// A real device, or Candle on top of it, failed.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// Sizes that the kernels do not take.
     #[error(transparent)]
     TooLarge(#[from] dyconv_kernels::gpu::TooLarge),

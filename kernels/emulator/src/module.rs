@@ -253,8 +253,11 @@ fn compiler() -> String {
     std::env::var("CXX").unwrap_or_else(|_| "g++".to_owned())
 }
 
-/// Path of the library made from `file`.
-fn compile(sources: &Sources, file: &str, folder: &Path) -> Result<PathBuf, Error> {
+/// Compiles `file` of the sources into `folder`, unless the same text was compiled there before; gives the library's path.
+///
+/// # Errors
+/// Where the platform or the compiler is missing, or the text does not compile.
+pub fn compile(sources: &Sources, file: &str, folder: &Path) -> Result<PathBuf, Error> {
     if !cfg!(target_os = "linux") {
         return Err(Error::Unavailable("it needs Linux and g++".to_owned()));
     }

@@ -5,6 +5,7 @@
 //! in `target/` depends on yolo-core with the feature and holds those two changes, so that the workspace knows nothing of them.
 
 use std::env;
+use std::ffi::OsString;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -33,13 +34,17 @@ pub(crate) fn run(features: &[&str]) -> anyhow::Result<()> {
 fn cuda() -> anyhow::Result<()> {
     let folder = root().join("target/check-gpu/cuda");
     prepare(&folder, "cuda", "")?;
+    let variables = without_toolkit(&folder)?;
+    let variables: Vec<_> = variables.iter().map(|(name, value)| (*name, value.as_os_str())).collect();
+    check(&folder, &variables)
+}
+
+/// The variables with which the feature `cuda` builds without NVIDIA's toolkit: a stand-in for nvcc, put into `folder`.
+pub(crate) fn without_toolkit(folder: &Path) -> anyhow::Result<[(&'static str, OsString); 3]> {
     let nvcc = folder.join("nvcc");
     fs::write(&nvcc, NVCC)?;
     executable(&nvcc)?;
-    check(
-        &folder,
-        &[("NVCC", nvcc.as_os_str()), ("CUDA_COMPUTE_CAP", "80".as_ref()), ("CUDARC_CUDA_VERSION", "13000".as_ref())],
-    )
+    Ok([("NVCC", nvcc.into()), ("CUDA_COMPUTE_CAP", "80".into()), ("CUDARC_CUDA_VERSION", "13000".into())])
 }
 
 fn metal() -> anyhow::Result<()> {

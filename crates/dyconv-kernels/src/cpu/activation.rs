@@ -20,17 +20,15 @@ pub(super) fn sigmoid<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
 
 /// `y = x / (1 + exp(-x))`
 pub(super) fn silu<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
-    map(
-        isa,
-        x,
-        y,
-        #[inline(always)]
-        |x| {
-            // Below, the value is zero but for the last of the denormals; a huge `x` must not make it more.
-            let x = if x < -88.0 { -88.0 } else { x };
-            x / (1.0 + exp(-x))
-        },
-    );
+    map(isa, x, y, silu_of);
+}
+
+/// SiLU of one value, without a branch.
+#[inline(always)]
+pub(super) fn silu_of(x: f32) -> f32 {
+    // Below, the value is zero but for the last of the denormals; a huge `x` must not make it more.
+    let x = if x < -88.0 { -88.0 } else { x };
+    x / (1.0 + exp(-x))
 }
 
 #[inline(always)]

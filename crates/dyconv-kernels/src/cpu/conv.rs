@@ -1,56 +1,187 @@
-//! Convolution as a matrix product: kernels as they stand, `[out, taps]`, times unfolded pixels, `[taps, pixels]`.
+//! Convolution as a matrix product: packed kernels, `[out, taps]`, times pixels that [`super::planes`] holds ready.
 //!
-//! Only a block of the unfolded map exists at a time, in the caches of the thread that made it: a panel of `DEPTH` taps for each
-//! register tile of pixels. The kernels need no packing, since a tile reads each of its rows along the taps, one value after
-//! the other; so kernels that were mixed for one sample a moment ago are as good as any.
+//! A task is a piece of one map of one group; it goes through the taps in chunks that stay in the caches of its thread, and in
+//! each chunk through its pixels, tile by tile. Sums of later chunks are added in place; the last chunk applies the epilogue
+//! while its values are in registers or near.
 
 use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::ConvShape;
 use super::isa::Isa;
+use super::pack::{self, Packing};
+use super::planes::{Piece, Planes};
+use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
+use super::{ConvShape, Epilogue, Kernels, activation};
 
-/// Vectors of pixels in a register tile.
-const TILE_VECTORS: usize = 2;
-/// The most rows and columns of a register tile on any instruction set.
-const MAX_ROWS: usize = 14;
-const MAX_COLUMNS: usize = 32;
-/// A panel of unfolded pixels takes half of a 32 KiB level-1 cache.
-const PANEL_VALUES: usize = 4096;
-/// A thread works on about so many pixels at a time: enough to use kernels again, little enough to stay in level 2.
-const BLOCK_PIXELS: usize = 256;
+/// Taps of a chunk, about: a tile's pixels then take half of a level-1 cache.
+const CHUNK_TAPS: usize = 384;
+/// Values of the planes of a task, about: a quarter of a level-2 cache of 512 KiB.
+const PLANE_VALUES: usize = 64 * 1024;
+/// Channels that the copies of maps look ahead.
+const AHEAD: usize = 2;
+/// Values of mixed kernels that exist at a time, about.
+const PACKED_VALUES: usize = 1024 * 1024;
+
+/// What a thread keeps between tasks.
+#[derive(Default)]
+struct Scratch {
+    planes: Vec<f32>,
+    offsets: Vec<u32>,
+}
 
 thread_local! {
-    /// The thread's unfolded block and one row of it.
-    static SCRATCH: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+    /// Mixed kernels, kept by the thread that called.
+    static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs the convolution on all threads of the pool.
-pub(super) fn conv2d<I: Isa>(isa: I, x: &[f32], kernels: &[f32], y: &mut [f32], shape: &ConvShape) {
+pub(super) fn conv2d<I: Isa>(
+    isa: I,
+    x: &[f32],
+    kernels: &Kernels<'_>,
+    epilogue: &Epilogue<'_>,
+    y: &mut [f32],
+    shape: &ConvShape,
+) {
+    let packing = packing::<I>(shape);
+    let set = packing.block_len() * packing.blocks() * shape.config.groups;
+    let (weights, experts) = match *kernels {
+        Kernels::Packed(packed) => return convolve(isa, x, (packed.values(), 0), epilogue, y, shape),
+        Kernels::Shared(experts) => {
+            return PACKED.with_borrow_mut(|packed| {
+                packed.resize(set.max(packed.len()), 0.0);
+                mix_all(isa, shape, &[1.0], experts, &mut packed[..set]);
+                convolve(isa, x, (&packed[..set], 0), epilogue, y, shape);
+            });
+        }
+        Kernels::PerSample(kernels) => (None, kernels),
+        Kernels::Mixed { weights, experts } => (Some(weights), experts),
+    };
+    let count = experts.len() / shape.kernel_len();
+    let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
+    let maps =
+        (shape.in_channels * shape.input.0 * shape.input.1, shape.out_channels * shape.output.0 * shape.output.1);
+    PACKED.with_borrow_mut(|packed| {
+        packed.resize((set * at_once).max(packed.len()), 0.0);
+        for (index, (x, y)) in x.chunks(maps.0 * at_once).zip(y.chunks_mut(maps.1 * at_once)).enumerate() {
+            let (first, samples) = (index * at_once, x.len() / maps.0);
+            let packed = &mut packed[..set * samples];
+            match weights {
+                Some(weights) => mix_all(isa, shape, &weights[first * count..][..samples * count], experts, packed),
+                None => {
+                    let own = &experts[first * shape.kernel_len()..][..samples * shape.kernel_len()];
+                    pack_all(isa, shape, own, packed);
+                }
+            }
+            let shift = if epilogue.shift.len() == shape.out_channels {
+                epilogue.shift
+            } else {
+                epilogue.shift.get(first * shape.out_channels..).unwrap_or_default()
+            };
+            let part = ConvShape { batch: samples, ..*shape };
+            convolve(isa, x, (packed, set), &Epilogue { shift, ..*epilogue }, y, &part);
+        }
+    });
+}
+
+/// The packed form for a shape.
+pub(super) fn packing<I: Isa>(shape: &ConvShape) -> Packing {
+    Packing::new::<I>(shape.out_channels / shape.config.groups, shape.taps())
+}
+
+/// Values of one set of packed kernels.
+pub(super) fn packed_len<I: Isa>(shape: &ConvShape) -> usize {
+    let packing = packing::<I>(shape);
+    packing.block_len() * packing.blocks() * shape.config.groups
+}
+
+/// Mixes the experts for each sample of `weights`, on all threads.
+pub(super) fn mix_all<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], packed: &mut [f32]) {
+    let count = experts.len() / shape.kernel_len();
+    fill_blocks(isa, shape, packed, |sample| (&weights[sample * count..][..count], experts));
+}
+
+/// Packs each sample's own kernels, on all threads.
+fn pack_all<I: Isa>(isa: I, shape: &ConvShape, kernels: &[f32], packed: &mut [f32]) {
+    fill_blocks(isa, shape, packed, |sample| (&[1.0], &kernels[sample * shape.kernel_len()..][..shape.kernel_len()]));
+}
+
+/// Fills packed kernels, a block of rows at a time, from the weights and experts that `source` gives for a sample.
+fn fill_blocks<'a, I: Isa>(
+    isa: I,
+    shape: &ConvShape,
+    packed: &mut [f32],
+    source: impl Fn(usize) -> (&'a [f32], &'a [f32]) + Sync,
+) {
+    /// Values of a task, about: worth its start.
+    const TASK_VALUES: usize = 16 * 1024;
+    let packing = packing::<I>(shape);
+    let (per_group, groups) = (packing.blocks(), shape.config.groups);
+    let group_len = packing.rows * packing.taps;
+    let least = (TASK_VALUES / packing.block_len()).max(1);
+    packed.par_chunks_exact_mut(packing.block_len()).with_min_len(least).enumerate().for_each(|(index, packed)| {
+        let (group, block) = (index / per_group % groups, index % per_group);
+        let (weights, experts) = source(index / (per_group * groups));
+        let rows = group * group_len + block * packing.height * packing.taps..(group + 1) * group_len;
+        isa.run(
+            #[inline(always)]
+            || pack::mix(isa, &packing, weights, experts, shape.kernel_len(), rows, packed),
+        );
+    });
+}
+
+/// Runs the convolution with packed kernels: `set` values a sample, or none where all samples share them.
+fn convolve<I: Isa>(
+    isa: I,
+    x: &[f32],
+    (packed, set): (&[f32], usize),
+    epilogue: &Epilogue<'_>,
+    y: &mut [f32],
+    shape: &ConvShape,
+) {
+    let shape = &flattened(shape);
+    let packing = packing::<I>(shape);
     let groups = shape.config.groups;
-    let pixels = shape.output.0 * shape.output.1;
-    let columns = TILE_VECTORS * I::LANES;
-    let threads = rayon::current_num_threads();
     let maps = shape.batch * groups;
-    // Blocks of whole tiles, of about one size, as many a map as keep all threads busy to the end.
-    let tiles = pixels.div_ceil(columns);
-    let wanted = pixels.div_ceil(BLOCK_PIXELS).max(threads.div_ceil(maps)).min(tiles);
-    let wanted = if maps == 1 && wanted > 1 { wanted.next_multiple_of(threads).min(tiles) } else { wanted };
-    let block = tiles.div_ceil(wanted) * columns;
-    let blocks = pixels.div_ceil(block);
-    let out = SharedRows { start: y.as_mut_ptr(), rows: shape.batch * shape.out_channels, length: pixels };
-    (0..maps * blocks).into_par_iter().for_each(|task| {
-        let (map, index) = (task / blocks, task % blocks);
-        let first = index * block;
-        let job = Block {
+    let threads = rayon::current_num_threads();
+    let chunk = chunk_channels::<I>(shape);
+    // Pieces of whole rows; where a map is one long row, of whole tiles.
+    let single = shape.output.0 == 1;
+    let tile = TILE_VECTORS * I::LANES;
+    let (units, unit) = if single { (shape.output.1.div_ceil(tile), tile) } else { (shape.output.0, 1) };
+    let everything = Piece { rows: (0, shape.output.0), columns: (0, shape.output.1) };
+    let values = Planes::new(shape, everything).channel_len() * chunk;
+    let wanted = values.div_ceil(PLANE_VALUES).max(threads.div_ceil(maps));
+    let wanted = if maps % threads == 0 { wanted } else { wanted.next_multiple_of(threads) }.min(units);
+    let step = units.div_ceil(wanted) * unit;
+    let pieces = (units * unit).div_ceil(step);
+    let parts = threads.div_ceil(maps * pieces).min(packing.blocks());
+    let out = SharedRows { start: y.as_mut_ptr(), rows: shape.batch * shape.out_channels, length: y.len() };
+    let out = SharedRows { length: out.length / out.rows, ..out };
+    (0..maps * pieces * parts).into_par_iter().for_each(|task| {
+        let (map, piece, part) = (task / (pieces * parts), task / parts % pieces, task % parts);
+        let (sample, group) = (map / groups, map % groups);
+        let (from, to) = (piece * step, ((piece + 1) * step).min(if single { shape.output.1 } else { shape.output.0 }));
+        let piece = if single {
+            Piece { columns: (from, to - from), ..everything }
+        } else {
+            Piece { rows: (from, to - from), ..everything }
+        };
+        let per_group = packing.block_len() * packing.blocks();
+        let share = packing.blocks().div_ceil(parts);
+        let job = Job {
             shape,
-            x,
-            kernels,
-            sample: map / groups,
-            group: map % groups,
-            first,
-            last: (first + block).min(pixels),
+            packing,
+            maps: &x[(sample * groups + group) * (x.len() / maps)..][..x.len() / maps],
+            packed: &packed[sample * set + group * per_group..][..per_group],
+            epilogue,
+            sample,
+            group,
+            piece,
+            blocks: (part * share, ((part + 1) * share).min(packing.blocks())),
+            chunk,
         };
         SCRATCH.with_borrow_mut(|scratch| {
             isa.run(
@@ -59,6 +190,28 @@ pub(super) fn conv2d<I: Isa>(isa: I, x: &[f32], kernels: &[f32], y: &mut [f32], 
             );
         });
     });
+}
+
+/// A 1x1 convolution without padding sees no rows: its maps are one long row each.
+fn flattened(shape: &ConvShape) -> ConvShape {
+    let config = &shape.config;
+    if config.kernel == (1, 1) && config.stride == (1, 1) && config.padding == (0, 0) {
+        let pixels = shape.output.0 * shape.output.1;
+        ConvShape { input: (1, pixels), output: (1, pixels), ..*shape }
+    } else {
+        *shape
+    }
+}
+
+/// Channels of a chunk: so many that its taps are whole vectors of the packed form.
+fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
+    let window = shape.config.kernel.0 * shape.config.kernel.1;
+    let mut unit = 1;
+    while !(unit * window).is_multiple_of(I::LANES) {
+        unit *= 2;
+    }
+    let wanted = CHUNK_TAPS / (window * unit).max(1) * unit;
+    wanted.max(unit).min(shape.in_channels / shape.config.groups)
 }
 
 /// The output as rows of one map's channel each, handed out to several threads.
@@ -72,165 +225,148 @@ struct SharedRows {
 unsafe impl Sync for SharedRows {}
 
 impl SharedRows {
-    /// Columns `first..last` of a row.
+    /// Columns `first..first + count` of a row.
     ///
     /// # Safety
     /// No other reference to any of these values may be alive.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "the parts that are handed out do not overlap, which the caller promises")]
-    unsafe fn part(&self, row: usize, first: usize, last: usize) -> &mut [f32] {
-        assert!(row < self.rows && first <= last && last <= self.length);
+    unsafe fn part(&self, row: usize, first: usize, count: usize) -> &mut [f32] {
+        assert!(row < self.rows && first <= self.length && count <= self.length - first);
         // SAFETY: the part lies inside the slice that `start` came from; the caller promises that it is not shared.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.length + first), last - first) }
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.length + first), count) }
     }
 }
 
-/// One thread's piece: pixels `first..last` of all output channels of a group.
-struct Block<'a> {
+/// One thread's piece: some pixels of some output channels of a group.
+struct Job<'a> {
     shape: &'a ConvShape,
-    x: &'a [f32],
-    kernels: &'a [f32],
+    packing: Packing,
+    /// The group's channels of the sample.
+    maps: &'a [f32],
+    /// The group's kernels.
+    packed: &'a [f32],
+    epilogue: &'a Epilogue<'a>,
     sample: usize,
     group: usize,
-    first: usize,
-    last: usize,
+    piece: Piece,
+    /// Blocks of rows, first and one past the last.
+    blocks: (usize, usize),
+    /// Channels of a chunk.
+    chunk: usize,
 }
 
-impl Block<'_> {
+impl Job<'_> {
     #[inline(always)]
-    fn run<I: Isa>(&self, isa: I, scratch: &mut Vec<f32>, out: &SharedRows) {
+    fn run<I: Isa>(&self, isa: I, scratch: &mut Scratch, out: &SharedRows) {
+        let shape = self.shape;
+        let planes = Planes::new(shape, self.piece);
         let columns = TILE_VECTORS * I::LANES;
-        let depth = PANEL_VALUES / columns;
-        let count = self.last - self.first;
-        let tiles = count.div_ceil(columns);
-        let taps = self.shape.taps();
-        let rows = self.shape.out_channels / self.shape.config.groups;
-        let kernel_len = self.shape.kernel_len();
-        let set = if self.kernels.len() == kernel_len { 0 } else { self.sample };
-        let kernels = &self.kernels[set * kernel_len + self.group * rows * taps..][..rows * taps];
-        let first_row = self.sample * self.shape.out_channels + self.group * rows;
-        scratch.resize(tiles * columns * (depth + 1), 0.0);
-        let (panels, line) = scratch.split_at_mut(tiles * columns * depth);
-        for start in (0..taps).step_by(depth) {
-            let length = depth.min(taps - start);
-            for k in 0..length {
-                self.unfold(start + k, &mut line[..count]);
-                for (tile, part) in line.chunks_exact(columns).enumerate() {
-                    panels[tile * depth * columns + k * columns..][..columns].copy_from_slice(part);
+        let numbers = planes.numbers();
+        let needed = self.chunk * planes.channel_len() + columns;
+        scratch.planes.resize(needed.max(scratch.planes.len()), 0.0);
+        planes.offsets(shape, self.chunk, &mut scratch.offsets);
+        let window = shape.config.kernel.0 * shape.config.kernel.1;
+        let map = shape.input.0 * shape.input.1;
+        let channels = self.maps.len() / map;
+        let mut sums = [0.0; MAX_ROWS * MAX_COLUMNS];
+        for first in (0..channels).step_by(self.chunk) {
+            let count = self.chunk.min(channels - first);
+            let area = planes.area(shape);
+            for (channel, planes_of) in scratch.planes.chunks_exact_mut(planes.channel_len()).take(count).enumerate() {
+                let maps = &self.maps[(first + channel) * map..];
+                // Each channel is a new place in memory, which the processor would not foresee.
+                if let Some(later) = maps.get(AHEAD * map..(AHEAD + 1) * map) {
+                    later[area.clone()].chunks(16).for_each(|line| isa.prefetch(line));
                 }
+                planes.fill(shape, &maps[..map], planes_of);
             }
-            for tile in 0..tiles {
-                let panel = &panels[tile * depth * columns..][..length * columns];
-                let from = self.first + tile * columns;
-                let to = (from + columns).min(self.last);
-                for row in (0..rows).step_by(I::TILE_ROWS) {
-                    let height = I::TILE_ROWS.min(rows - row);
-                    let mut result = [0.0; MAX_ROWS * MAX_COLUMNS];
-                    // Rows beyond the last repeat it; their results are dropped.
-                    let lines: [&[f32]; MAX_ROWS] =
-                        std::array::from_fn(|i| &kernels[(row + i.min(height - 1)) * taps + start..][..length]);
-                    product(isa, &lines, panel, &mut result);
-                    for (i, values) in result.chunks_exact(columns).take(height).enumerate() {
-                        // SAFETY: each task has its own pixels of its own map, and one part is alive at a time.
-                        let target = unsafe { out.part(first_row + row + i, from, to) };
-                        if start == 0 {
-                            target.copy_from_slice(&values[..to - from]);
-                        } else {
-                            target.iter_mut().zip(values).for_each(|(sum, value)| *sum += value);
-                        }
-                    }
+            let offsets = Offsets::new(&scratch.offsets[..count * window]);
+            let step = Step { isa, planes: &planes, start: first == 0, end: first + count == channels };
+            for number in (0..numbers).step_by(columns) {
+                let vectors = (numbers - number).min(columns).div_ceil(I::LANES);
+                let pixels = &scratch.planes[number..];
+                for block in self.blocks.0..self.blocks.1 {
+                    let packed = &self.packed[block * self.packing.block_len()..][..self.packing.block_len()];
+                    let packed = self.packing.from_tap(packed, first * window);
+                    tile::product(isa, (self.packing.height, vectors), packed, &offsets, pixels, &mut sums);
+                    self.write(&step, number, block, &sums, out);
                 }
             }
         }
     }
 
-    /// What tap number `tap` sees at the block's pixels.
+    /// Writes or adds a tile's rows, without the numbers that belong to no output.
     #[inline(always)]
-    fn unfold(&self, tap: usize, line: &mut [f32]) {
-        let ConvShape { input: (height, width), output: (_, out_width), config, .. } = *self.shape;
-        let window = config.kernel.0 * config.kernel.1;
-        let channel = self.group * (self.shape.in_channels / config.groups) + tap / window;
-        let (ky, kx) = (tap % window / config.kernel.1, tap % config.kernel.1);
-        let plane = &self.x[(self.sample * self.shape.in_channels + channel) * height * width..][..height * width];
-        if config.kernel == (1, 1) && config.stride == (1, 1) && config.padding == (0, 0) {
-            line.copy_from_slice(&plane[self.first..self.last]);
-            return;
-        }
-        let columns = Span::new(kx * config.dilation.1, config.padding.1, config.stride.1, width);
-        let mut filled = 0;
-        while filled < line.len() {
-            let pixel = self.first + filled;
-            let (row, column) = (pixel / out_width, pixel % out_width);
-            let count = (out_width - column).min(line.len() - filled);
-            let part = &mut line[filled..filled + count];
-            let y = (row * config.stride.0 + ky * config.dilation.0).wrapping_sub(config.padding.0);
-            if y < height {
-                columns.copy(&plane[y * width..][..width], column, part);
-            } else {
-                part.fill(0.0);
+    fn write<I: Isa>(&self, step: &Step<'_, I>, number: usize, block: usize, sums: &tile::Sums, out: &SharedRows) {
+        let columns = TILE_VECTORS * I::LANES;
+        let (row_len, width) = (step.planes.row(), self.shape.output.1);
+        let first_row = block * self.packing.height;
+        let height = self.packing.height.min(self.packing.rows - first_row);
+        let end = (number + columns).min(step.planes.numbers());
+        let mut at = number;
+        while at < end {
+            let (row, column) = (at / row_len, at % row_len);
+            let next = ((row + 1) * row_len).min(end);
+            let count = self.piece.columns.1.saturating_sub(column).min(next - at);
+            let target = (self.piece.rows.0 + row) * width + self.piece.columns.0 + column;
+            for i in 0..if count == 0 { 0 } else { height } {
+                let channel = self.group * self.packing.rows + first_row + i;
+                // SAFETY: each task has its own pixels of its own channels, and one part is alive at a time.
+                let target = unsafe { out.part(self.sample * self.shape.out_channels + channel, target, count) };
+                let values = &sums[i * columns + at - number..][..count];
+                put(step.isa, values, target, !step.start);
+                if step.end {
+                    self.epilogue.apply(target, self.sample, channel, self.shape.out_channels);
+                }
             }
-            filled += count;
+            at = next;
         }
     }
 }
 
-/// Which outputs of a row a tap sees inside the map, and where.
-pub(super) struct Span {
-    /// Outputs `first..last` see the map.
-    pub(super) first: usize,
-    pub(super) last: usize,
-    /// What output `first` sees.
-    pub(super) start: usize,
-    stride: usize,
-}
-
-impl Span {
-    /// For a tap `offset` pixels into the window.
-    pub(super) fn new(offset: usize, padding: usize, stride: usize, width: usize) -> Self {
-        let first = padding.saturating_sub(offset).div_ceil(stride);
-        let last = (width + padding).saturating_sub(offset).div_ceil(stride).max(first);
-        Self { first, last, start: (first * stride + offset).saturating_sub(padding), stride }
-    }
-
-    /// Outputs from `column` on, as many as `part` takes.
-    #[inline(always)]
-    fn copy(&self, row: &[f32], column: usize, part: &mut [f32]) {
-        let end = column + part.len();
-        let (first, last) = (self.first.clamp(column, end), self.last.clamp(column, end));
-        part[..first - column].fill(0.0);
-        part[last - column..].fill(0.0);
-        let inside = &mut part[first - column..last - column];
-        if inside.is_empty() {
-            return;
-        }
-        let source = &row[self.start + (first - self.first) * self.stride..];
-        if self.stride == 1 {
-            inside.copy_from_slice(&source[..inside.len()]);
-        } else {
-            inside.iter_mut().zip(source.iter().step_by(self.stride)).for_each(|(to, from)| *to = *from);
-        }
-    }
-}
-
-/// `result[i][j] = sum over k of lines[i][k] * panel[k][j]`, for a register tile.
+/// Writes values, or adds them; a call of the C library's copy would cost more than it does.
 #[inline(always)]
-fn product<I: Isa>(isa: I, lines: &[&[f32]; MAX_ROWS], panel: &[f32], result: &mut [f32; MAX_ROWS * MAX_COLUMNS]) {
-    let columns = TILE_VECTORS * I::LANES;
-    let length = panel.len() / columns;
-    let lines: [&[f32]; MAX_ROWS] = std::array::from_fn(|i| &lines[i][..length]);
-    let mut sums = [[isa.splat(0.0); TILE_VECTORS]; MAX_ROWS];
-    for (k, pixels) in panel.chunks_exact(columns).enumerate().take(length) {
-        let pixels: [I::F32; TILE_VECTORS] = std::array::from_fn(|j| isa.load(&pixels[j * I::LANES..][..I::LANES]));
-        for i in 0..I::TILE_ROWS {
-            let weight = isa.splat(lines[i][k]);
-            for j in 0..TILE_VECTORS {
-                sums[i][j] = isa.fma(weight, pixels[j], sums[i][j]);
-            }
+fn put<I: Isa>(isa: I, values: &[f32], target: &mut [f32], add: bool) {
+    let one = isa.splat(1.0);
+    let mut targets = target.chunks_exact_mut(I::LANES);
+    let mut sources = values.chunks_exact(I::LANES);
+    for (target, source) in targets.by_ref().zip(sources.by_ref()) {
+        let mut value = isa.load(source);
+        if add {
+            value = isa.fma(one, isa.load(target), value);
         }
+        isa.store(target, value);
     }
-    for i in 0..I::TILE_ROWS {
-        for j in 0..TILE_VECTORS {
-            isa.store(&mut result[i * columns + j * I::LANES..][..I::LANES], sums[i][j]);
+    let rest = targets.into_remainder().iter_mut().zip(sources.remainder());
+    rest.for_each(|(target, value)| *target = if add { *target + *value } else { *value });
+}
+
+/// Where in its work a job is.
+struct Step<'a, I> {
+    isa: I,
+    planes: &'a Planes,
+    /// First chunk of taps: sums are written, not added.
+    start: bool,
+    /// Last chunk: the epilogue is due.
+    end: bool,
+}
+
+impl Epilogue<'_> {
+    /// Applies it to values of one channel of one sample.
+    #[inline(always)]
+    pub(super) fn apply(&self, values: &mut [f32], sample: usize, channel: usize, channels: usize) {
+        if !self.scale.is_empty() || !self.shift.is_empty() {
+            let scale = if self.scale.is_empty() { 1.0 } else { self.scale[channel] };
+            let shift = match self.shift.len() {
+                0 => 0.0,
+                one if one == channels => self.shift[channel],
+                _ => self.shift[sample * channels + channel],
+            };
+            values.iter_mut().for_each(|value| *value = *value * scale + shift);
+        }
+        if self.silu {
+            values.iter_mut().for_each(|value| *value = activation::silu_of(*value));
         }
     }
 }

@@ -21,6 +21,8 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     fn store(self, y: &mut [f32], v: Self::F32);
     /// `a * b + c`
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// Asks for the cache line of the first value of `x` to be read.
+    fn prefetch(self, x: &[f32]);
     /// Runs `body` with this instruction set enabled, so that what is inlined into it compiles to it.
     fn run<R>(self, body: impl FnOnce() -> R) -> R;
 }

@@ -4,20 +4,31 @@
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
+#[cfg(test)]
+mod conformance;
 mod conv;
 mod depthwise;
 mod isa;
+mod mix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod pack;
+mod planes;
+mod pool;
+mod route;
 mod scalar;
 #[cfg(test)]
 mod tests;
+mod tile;
+mod upsample;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
 use std::sync::OnceLock;
 
 pub use isa::IsaName;
+pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
+pub use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
 
 /// Sizes of one convolution of maps `[batch, in_channels, height, width]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,22 +79,187 @@ pub fn chosen() -> IsaName {
     })
 }
 
-/// Convolution with kernels per sample (`kernels` is `batch` times [`ConvShape::kernel_len`]) or the same for all (once).
-/// Writes every value of `y`.
-pub(crate) fn conv2d(x: &[f32], kernels: &[f32], y: &mut [f32], shape: &ConvShape) {
-    conv2d_on(chosen(), x, kernels, y, shape);
+/// Where the kernels of a convolution come from.
+#[derive(Debug, Clone, Copy)]
+pub enum Kernels<'a> {
+    /// The same for all samples: [`ConvShape::kernel_len`] values.
+    Shared(&'a [f32]),
+    /// Each sample's own, one after the other.
+    PerSample(&'a [f32]),
+    /// Mixed for each sample from experts.
+    Mixed {
+        /// `[batch, K]`
+        weights: &'a [f32],
+        /// `[K, kernel_len]`
+        experts: &'a [f32],
+    },
+    /// The same for all samples, packed before.
+    Packed(&'a PackedKernels),
 }
 
-fn conv2d_on(isa: IsaName, x: &[f32], kernels: &[f32], y: &mut [f32], shape: &ConvShape) {
+/// What happens to a convolution's sums before they are written: `y = activation(scale * sum + shift)`.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// One factor an output channel, or empty for 1.
+    pub scale: &'a [f32],
+    /// One summand an output channel, the same for all samples or for each its own, or empty for 0.
+    pub shift: &'a [f32],
+    /// `v / (1 + exp(-v))` at the end.
+    pub silu: bool,
+}
+
+/// Kernels in the layout of this CPU's register tile.
+#[derive(Debug, Clone)]
+pub struct PackedKernels {
+    isa: IsaName,
+    kernel_len: usize,
+    values: Vec<f32>,
+}
+
+impl PackedKernels {
+    /// Packs the kernels of a shape, [`ConvShape::kernel_len`] values.
+    ///
+    /// # Panics
+    /// Where there are more or fewer.
+    pub fn new(kernels: &[f32], shape: &ConvShape) -> Self {
+        Self::for_isa(chosen(), kernels, shape)
+    }
+
+    fn for_isa(isa: IsaName, kernels: &[f32], shape: &ConvShape) -> Self {
+        assert_eq!(kernels.len(), shape.kernel_len());
+        let Some(values) = with(isa, Pack { kernels, shape }) else {
+            unreachable!("{isa:?} was not found on this CPU")
+        };
+        Self { isa, kernel_len: kernels.len(), values }
+    }
+
+    pub(crate) fn values(&self) -> &[f32] {
+        &self.values
+    }
+}
+
+struct Pack<'a> {
+    kernels: &'a [f32],
+    shape: &'a ConvShape,
+}
+
+impl Job for Pack<'_> {
+    type Output = Vec<f32>;
+    fn run<I: isa::Isa>(self, isa: I) -> Vec<f32> {
+        if self.shape.depthwise() {
+            return self.kernels.to_vec();
+        }
+        let mut packed = vec![0.0; conv::packed_len::<I>(self.shape)];
+        conv::mix_all(isa, self.shape, &[1.0], self.kernels, &mut packed);
+        packed
+    }
+}
+
+/// Convolution of `x`, `[batch, in_channels, height, width]`; writes every value of `y`.
+///
+/// # Panics
+/// Where a slice is not as long as `shape` says.
+pub fn conv2d(x: &[f32], kernels: &Kernels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32], shape: &ConvShape) {
+    let isa = if let Kernels::Packed(packed) = kernels { packed.isa } else { chosen() };
+    conv2d_on(isa, x, kernels, epilogue, y, shape);
+}
+
+fn conv2d_on(
+    isa: IsaName,
+    x: &[f32],
+    kernels: &Kernels<'_>,
+    epilogue: &Epilogue<'_>,
+    y: &mut [f32],
+    shape: &ConvShape,
+) {
     assert_eq!(x.len(), shape.batch * shape.in_channels * shape.input.0 * shape.input.1);
     assert_eq!(y.len(), shape.batch * shape.out_channels * shape.output.0 * shape.output.1);
-    assert!(kernels.len() == shape.kernel_len() || kernels.len() == shape.batch * shape.kernel_len());
+    let len = shape.kernel_len();
+    match *kernels {
+        Kernels::Shared(kernels) => assert_eq!(kernels.len(), len),
+        Kernels::PerSample(kernels) => assert_eq!(kernels.len(), shape.batch * len),
+        Kernels::Mixed { weights, experts } => assert_eq!(weights.len() * len, shape.batch * experts.len()),
+        Kernels::Packed(packed) => assert_eq!(packed.kernel_len, len),
+    }
+    assert!(epilogue.scale.is_empty() || epilogue.scale.len() == shape.out_channels);
+    assert!([0, shape.out_channels, shape.batch * shape.out_channels].contains(&epilogue.shift.len()));
     if y.is_empty() {
         return;
     }
-    let job = Conv { x, kernels, y, shape };
+    let job = Conv { x, kernels, epilogue, y, shape };
     if with(isa, job).is_none() {
         unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+/// `mixed[b] = sum over e of weights[b][e] * experts[e]`, for experts of `len` values.
+///
+/// # Panics
+/// Where `len` is zero, or the slices do not hold whole rows of one batch and one number of experts.
+pub fn mix_experts(weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
+    mix_experts_on(chosen(), weights, experts, mixed, len);
+}
+
+fn mix_experts_on(isa: IsaName, weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
+    assert!(mixed.len().is_multiple_of(len) && experts.len().is_multiple_of(len));
+    assert_eq!(weights.len(), mixed.len() / len * (experts.len() / len));
+    if with(isa, Mix { weights, experts, mixed, len }).is_none() {
+        unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+struct Mix<'a> {
+    weights: &'a [f32],
+    experts: &'a [f32],
+    mixed: &'a mut [f32],
+    len: usize,
+}
+
+impl Job for Mix<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        mix::mix_experts(isa, self.weights, self.experts, self.mixed, self.len);
+    }
+}
+
+/// Routing weights `r`, `[batch, K]`, of maps `x`, `[batch, channels, pixels]`; `weight` is `[K, channels]`, `bias` `[K]`.
+///
+/// # Panics
+/// Where a slice is empty, or not as long as the others say.
+pub fn route(x: &[f32], weight: &[f32], bias: &[f32], routing: crate::Routing, r: &mut [f32], channels: usize) {
+    route_on(chosen(), x, weight, bias, routing, r, channels);
+}
+
+fn route_on(
+    isa: IsaName,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    routing: crate::Routing,
+    r: &mut [f32],
+    channels: usize,
+) {
+    assert!(![x.len(), bias.len(), channels].contains(&0));
+    assert!(weight.len() == bias.len() * channels && r.len().is_multiple_of(bias.len()));
+    assert!(x.len().is_multiple_of(r.len() / bias.len() * channels));
+    if with(isa, Route { x, weight, bias, routing, r, channels }).is_none() {
+        unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+struct Route<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    routing: crate::Routing,
+    r: &'a mut [f32],
+    channels: usize,
+}
+
+impl Job for Route<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        route::route(isa, self.x, self.weight, self.bias, self.routing, self.r, self.channels);
     }
 }
 
@@ -152,7 +328,8 @@ impl Job for Probe {
 
 struct Conv<'a> {
     x: &'a [f32],
-    kernels: &'a [f32],
+    kernels: &'a Kernels<'a>,
+    epilogue: &'a Epilogue<'a>,
     y: &'a mut [f32],
     shape: &'a ConvShape,
 }
@@ -161,9 +338,9 @@ impl Job for Conv<'_> {
     type Output = ();
     fn run<I: isa::Isa>(self, isa: I) {
         if self.shape.depthwise() {
-            depthwise::conv2d(isa, self.x, self.kernels, self.y, self.shape);
+            depthwise::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);
         } else {
-            conv::conv2d(isa, self.x, self.kernels, self.y, self.shape);
+            conv::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);
         }
     }
 }

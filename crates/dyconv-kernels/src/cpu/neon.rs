@@ -51,6 +51,9 @@ unsafe impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn prefetch(self, _: &[f32]) {}
+
+    #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
         #[target_feature(enable = "neon")]
         fn entry<R>(body: impl FnOnce() -> R) -> R {

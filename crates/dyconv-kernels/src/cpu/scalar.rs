@@ -35,6 +35,9 @@ unsafe impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn prefetch(self, _: &[f32]) {}
+
+    #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
         body()
     }

@@ -1,8 +1,8 @@
 //! AVX2 and AVX-512 on x86-64.
 
 use std::arch::x86_64::{
-    __m256, __m512, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps, _mm512_fmadd_ps,
-    _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
+    __m256, __m512, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
+    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
 };
 
 use super::isa::Isa;
@@ -62,6 +62,12 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn prefetch(self, x: &[f32]) {
+        // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
+    }
+
+    #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
         #[target_feature(enable = "avx2,fma")]
         fn entry<R>(body: impl FnOnce() -> R) -> R {
@@ -102,6 +108,12 @@ unsafe impl Isa for Avx512 {
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn prefetch(self, x: &[f32]) {
+        // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
     }
 
     #[inline(always)]

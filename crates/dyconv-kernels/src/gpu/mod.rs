@@ -8,6 +8,8 @@
 //! [`ops`] puts launches together to operations, generic over the device.
 
 pub mod conv;
+#[cfg(any(feature = "cuda", feature = "metal"))]
+pub(crate) mod glue;
 pub mod mix;
 pub mod ops;
 mod params;

@@ -3,18 +3,20 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 use dyconv_kernels::{
-    ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, route, scale_shift, sigmoid, silu,
+    BatchNorm, ConvConfig, Mixing, Routing, conv_transpose2d, dynamic_conv2d, max_pool2d, route, scale_shift, sigmoid,
+    silu, upsample_nearest2d,
 };
 
 use super::{Model, decode};
 use crate::config::Activation;
-use crate::graph::{ConvGeometry, Op, ParamId, RouteActivation, RouteOp};
+use crate::graph::{ConvGeometry, NodeId, Op, ParamId, RouteActivation, RouteOp};
 
 /// YOLOv5 sets this on every batch normalisation.
-const BATCH_NORM_EPS: f64 = 1e-3;
+pub(super) const BATCH_NORM_EPS: f64 = 1e-3;
 
 /// Runs one operation; `inputs` are those of its node.
-pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
+pub(super) fn run(model: &Model, id: NodeId, inputs: &[&Tensor]) -> Result<Tensor> {
+    let op = &model.graph.nodes()[id].op;
     let Some(&x) = inputs.first() else { bail!("an operation without input") };
     let second =
         || inputs.get(1).copied().ok_or_else(|| candle_core::Error::msg("an operation lacks its second input"));
@@ -22,24 +24,27 @@ pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> 
     match op {
         Op::Input => Ok(x.clone()),
         Op::Conv2d { weight, bias, geometry } => {
-            add_bias(conv2d(x, param(*weight), &config(geometry))?, bias.map(param))
+            let (experts, bias) = (param(*weight).unsqueeze(0)?, bias.map(|id| param(id).unsqueeze(0)).transpose()?);
+            Ok(dynamic_conv2d(x, Mixing::Single, &experts, bias.as_ref(), &model.epilogue(id), &config(geometry))?)
         }
         Op::ConvTranspose2d { weight, bias, geometry, output_padding } => {
             add_bias(conv_transpose2d(x, param(*weight), &config(geometry), *output_padding)?, bias.map(param))
         }
         Op::Route { route, .. } => run_route(x, route, param),
         Op::DynamicConv2d { experts, bias, geometry, .. } => {
-            dynamic_conv2d(x, second()?, param(*experts), bias.map(param), &config(geometry))
+            let (mixing, bias) = (Mixing::Weights(second()?), bias.map(param));
+            Ok(dynamic_conv2d(x, mixing, param(*experts), bias, &model.epilogue(id), &config(geometry))?)
         }
+        Op::BatchNorm { .. } if model.folded.contains(&id) => Ok(x.clone()),
         Op::BatchNorm { weight, bias, mean, var } => {
             batch_norm(x, param(*weight), param(*bias), param(*mean), param(*var))
         }
         Op::Activation(activation) => activate(x, *activation),
         Op::MaxPool2d { kernel, stride, padding } => {
-            pad(x, [*padding; 4], f64::NEG_INFINITY)?.max_pool2d_with_stride(*kernel, *stride)
+            Ok(max_pool2d(x, (*kernel, *kernel), (*stride, *stride), (*padding, *padding))?)
         }
-        Op::ZeroPad2d(sides) => pad(x, *sides, 0.0),
-        Op::Upsample { scale } => upsample(x, *scale),
+        Op::ZeroPad2d(sides) => pad(x, *sides),
+        Op::Upsample { scale } => Ok(upsample_nearest2d(x, (*scale, *scale))?),
         Op::Add => x + second()?,
         Op::Concat => Tensor::cat(inputs, 1),
         Op::Narrow { channels } => x.narrow(1, 0, *channels),
@@ -84,13 +89,13 @@ fn run_route<'a>(x: &Tensor, op: &RouteOp, param: impl Fn(ParamId) -> &'a Tensor
                 RouteActivation::Sigmoid => Routing::Sigmoid,
                 RouteActivation::Softmax { temperature } => Routing::Softmax { temperature },
             };
-            route(x, param(weight), param(bias), routing)
+            Ok(route(x, param(weight), param(bias), routing)?)
         }
         RouteOp::Attention { squeeze, weight, bias, temperature } => {
             let pooled = x.mean((2, 3))?;
             let hidden = pooled.matmul(&param(squeeze).flatten_from(1)?.t()?)?.relu()?;
             let logits = hidden.matmul(&param(weight).flatten_from(1)?.t()?)?.broadcast_add(param(bias))?;
-            Routing::Softmax { temperature }.activate(&logits)
+            Ok(Routing::Softmax { temperature }.activate(&logits)?)
         }
     }
 }
@@ -98,15 +103,16 @@ fn run_route<'a>(x: &Tensor, op: &RouteOp, param: impl Fn(ParamId) -> &'a Tensor
 /// Batch normalisation by running statistics, as one scale and one shift a channel.
 fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, mean: &Tensor, var: &Tensor) -> Result<Tensor> {
     let [weight, bias, mean, var] = [weight, bias, mean, var].map(|t| t.to_dtype(DType::F32));
-    let scale = (weight? / (var? + BATCH_NORM_EPS)?.sqrt()?)?;
-    let shift = (bias? - (mean? * &scale)?)?;
-    scale_shift(x, &scale, &shift)
+    let (weight, bias, mean, var) = (weight?, bias?, mean?, var?);
+    let norm = BatchNorm { weight: &weight, bias: &bias, mean: &mean, var: &var, eps: BATCH_NORM_EPS };
+    let (scale, shift) = norm.scale_shift()?;
+    Ok(scale_shift(x, &scale, &shift)?)
 }
 
 fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::Identity => Ok(x.clone()),
-        Activation::SiLU => silu(x),
+        Activation::SiLU => Ok(silu(x)?),
         Activation::ReLU => x.relu(),
         Activation::ReLU6 => x.clamp(0.0, 6.0),
         Activation::LeakyReLU(slope) => x.relu()? - (x.neg()?.relu()? * slope)?,
@@ -114,33 +120,14 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         // ln(1 + exp(x)), kept from overflowing.
         Activation::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,
         Activation::GELU => x.gelu_erf(),
-        Activation::Sigmoid => sigmoid(x),
+        Activation::Sigmoid => Ok(sigmoid(x)?),
         Activation::Tanh => x.tanh(),
     }
 }
 
-/// `value` around a map: left, right, top, bottom.
-fn pad(x: &Tensor, [left, right, top, bottom]: [usize; 4], value: f64) -> Result<Tensor> {
-    let extend = |x: &Tensor, dim: usize, before: usize, after: usize| {
-        if before + after == 0 {
-            return Ok(x.clone());
-        }
-        let block = |size: usize| {
-            let mut dims = x.dims().to_vec();
-            dims[dim] = size;
-            Tensor::full(value as f32, dims, x.device())?.to_dtype(x.dtype())
-        };
-        let (before, after) = (block(before)?, block(after)?);
-        Tensor::cat(&[&before, x, &after], dim)
-    };
-    extend(&extend(x, 3, left, right)?, 2, top, bottom)
-}
-
-/// Nearest neighbours by broadcasting, whose gradient adds up where the map has other readers.
-fn upsample(x: &Tensor, scale: usize) -> Result<Tensor> {
-    let (b, c, h, w) = x.dims4()?;
-    let x = x.reshape([b, c, h, 1, w, 1].as_slice())?.broadcast_as([b, c, h, scale, w, scale].as_slice())?;
-    x.reshape((b, c, h * scale, w * scale))
+/// Zeros around a map: left, right, top, bottom.
+fn pad(x: &Tensor, [left, right, top, bottom]: [usize; 4]) -> Result<Tensor> {
+    x.pad_with_zeros(3, left, right)?.pad_with_zeros(2, top, bottom)
 }
 
 /// Blocks of `side * side` pixels to channels, `order` permuting `[b, c, h, row, w, column]`.

@@ -1,0 +1,145 @@
+//! Padded copies of a piece of the input, such that every tap of every output is one vector load away.
+//!
+//! A map is cut into phases, one for each remainder of the row and the column by the stride, so that neighbouring outputs read
+//! neighbouring values whatever the stride. Outputs are numbered along rows that are as wide as a phase's: a few numbers at the
+//! end of each row belong to no output, and what the tile computes for them is dropped. That costs less than unfolding
+//! (im2col), which copies each value once for every tap.
+
+use std::ops::Range;
+
+use super::ConvShape;
+
+/// A rectangle of outputs.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Piece {
+    /// First row, and the number of rows.
+    pub(super) rows: (usize, usize),
+    /// First column, and the number of columns.
+    pub(super) columns: (usize, usize),
+}
+
+/// Layout of the phases of one channel for a piece.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Planes {
+    piece: Piece,
+    /// Phases that taps use, vertical and horizontal.
+    phases: (usize, usize),
+    /// Rows and columns of a phase.
+    height: usize,
+    width: usize,
+}
+
+impl Planes {
+    pub(super) fn new(shape: &ConvShape, piece: Piece) -> Self {
+        let config = &shape.config;
+        let reach = |kernel: usize, dilation: usize| (kernel - 1) * dilation;
+        let (vertical, horizontal) =
+            (reach(config.kernel.0, config.dilation.0), reach(config.kernel.1, config.dilation.1));
+        Self {
+            piece,
+            phases: (config.stride.0.min(vertical + 1), config.stride.1.min(horizontal + 1)),
+            height: piece.rows.1 + vertical / config.stride.0,
+            width: piece.columns.1 + horizontal / config.stride.1,
+        }
+    }
+
+    /// Values of one channel.
+    pub(super) fn channel_len(&self) -> usize {
+        self.phases.0 * self.phases.1 * self.height * self.width
+    }
+
+    /// Width of the rows that outputs are numbered along.
+    pub(super) fn row(&self) -> usize {
+        self.width
+    }
+
+    /// Numbers that cover all outputs.
+    pub(super) fn numbers(&self) -> usize {
+        (self.piece.rows.1 - 1) * self.width + self.piece.columns.1
+    }
+
+    /// Where each tap of `channels` channels lies, seen from output number 0.
+    pub(super) fn offsets(&self, shape: &ConvShape, channels: usize, offsets: &mut Vec<u32>) {
+        let config = &shape.config;
+        offsets.clear();
+        for channel in 0..channels {
+            for y in (0..config.kernel.0).map(|k| k * config.dilation.0) {
+                for x in (0..config.kernel.1).map(|k| k * config.dilation.1) {
+                    let phase = (y % config.stride.0) * self.phases.1 + x % config.stride.1;
+                    let row = phase * self.height + y / config.stride.0;
+                    offsets.push((channel * self.channel_len() + row * self.width + x / config.stride.1) as u32);
+                }
+            }
+        }
+    }
+
+    /// The part of a map that is read, as far as whole rows tell.
+    pub(super) fn area(&self, shape: &ConvShape) -> Range<usize> {
+        let (height, width) = shape.input;
+        let config = &shape.config;
+        let start = (self.piece.rows.0 * config.stride.0).saturating_sub(config.padding.0).min(height);
+        let end = (start + self.height * config.stride.0).min(height);
+        if height == 1 {
+            let first = (self.piece.columns.0 * config.stride.1).saturating_sub(config.padding.1).min(width);
+            return first..(first + self.width * config.stride.1).min(width);
+        }
+        start * width..end * width
+    }
+
+    /// Copies one channel, `map`, into `planes`, which has [`Planes::channel_len`] values.
+    #[inline(always)]
+    pub(super) fn fill(&self, shape: &ConvShape, map: &[f32], planes: &mut [f32]) {
+        let (height, width) = shape.input;
+        let config = &shape.config;
+        for (index, line) in planes.chunks_exact_mut(self.width).enumerate() {
+            let (phase, row) = (index / self.height, index % self.height);
+            let (vertical, horizontal) = (phase / self.phases.1, phase % self.phases.1);
+            let y = ((self.piece.rows.0 + row) * config.stride.0 + vertical).wrapping_sub(config.padding.0);
+            if y >= height {
+                line.fill(0.0);
+                continue;
+            }
+            copy_row(
+                &map[y * width..][..width],
+                self.piece.columns.0 * config.stride.1 + horizontal,
+                config.padding.1,
+                config.stride.1,
+                line,
+            );
+        }
+    }
+}
+
+/// `line[i] = row[start + i * stride - padding]`, zero outside of the row.
+#[inline(always)]
+fn copy_row(row: &[f32], start: usize, padding: usize, stride: usize, line: &mut [f32]) {
+    let first = padding.saturating_sub(start).div_ceil(stride).min(line.len());
+    let last = (row.len() + padding).saturating_sub(start).div_ceil(stride).clamp(first, line.len());
+    line[..first].fill(0.0);
+    line[last..].fill(0.0);
+    let inside = &mut line[first..last];
+    if inside.is_empty() {
+        return;
+    }
+    let source = &row[start + first * stride - padding..];
+    match stride {
+        1 => inside.copy_from_slice(&source[..inside.len()]),
+        2 => every_second(source, inside),
+        _ => inside.iter_mut().zip(source.iter().step_by(stride)).for_each(|(to, from)| *to = *from),
+    }
+}
+
+/// In blocks of a known size, which become shuffles of vectors.
+#[inline(always)]
+fn every_second(source: &[f32], line: &mut [f32]) {
+    const BLOCK: usize = 8;
+    let blocks = (line.len() / BLOCK).min(source.len() / (2 * BLOCK));
+    let (head, tail) = line.split_at_mut(blocks * BLOCK);
+    let (pairs, rest) = source.split_at(2 * blocks * BLOCK);
+    for (to, from) in head.chunks_exact_mut(BLOCK).zip(pairs.chunks_exact(2 * BLOCK)) {
+        for i in 0..BLOCK {
+            to[i] = from[2 * i];
+        }
+    }
+    tail.iter_mut().zip(rest.iter().step_by(2)).for_each(|(to, from)| *to = *from);
+}

@@ -1,0 +1,115 @@
+//! The register tile: some rows of packed kernels times some vectors of pixels.
+
+use super::isa::Isa;
+
+/// Vectors of pixels in a register tile.
+pub(super) const TILE_VECTORS: usize = 2;
+/// The most rows and columns of a register tile on any instruction set.
+pub(super) const MAX_ROWS: usize = 14;
+/// See [`MAX_ROWS`].
+pub(super) const MAX_COLUMNS: usize = 32;
+
+/// What a tile leaves behind: rows of [`TILE_VECTORS`] vectors each.
+pub(super) type Sums = [f32; MAX_ROWS * MAX_COLUMNS];
+
+/// Where the pixels of each tap lie, seen from a tile's first.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Offsets<'a> {
+    values: &'a [u32],
+    /// The largest of them.
+    reach: usize,
+}
+
+impl<'a> Offsets<'a> {
+    pub(super) fn new(values: &'a [u32]) -> Self {
+        Self { values, reach: values.iter().max().map_or(0, |max| *max as usize) }
+    }
+}
+
+/// `sums[i][j] = sum over k of kernels[k][i] * pixels[offsets[k] + j]` for `rows` rows and `vectors` vectors.
+///
+/// `kernels` is packed as [`super::pack`] says, as many taps as there are `offsets`.
+#[inline(always)]
+pub(super) fn product<I: Isa>(
+    isa: I,
+    (rows, vectors): (usize, usize),
+    kernels: &[f32],
+    offsets: &Offsets<'_>,
+    pixels: &[f32],
+    sums: &mut Sums,
+) {
+    macro_rules! by_rows {
+        ($($n:literal)*) => {
+            match (rows, vectors) {
+                $(($n, 1) if $n <= I::TILE_ROWS => fixed::<I, $n, 1>(isa, kernels, offsets, pixels, sums),
+                ($n, _) if $n <= I::TILE_ROWS => fixed::<I, $n, TILE_VECTORS>(isa, kernels, offsets, pixels, sums),)*
+                _ => unreachable!("no tile has {rows} rows"),
+            }
+        };
+    }
+    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+}
+
+#[inline(always)]
+fn fixed<I: Isa, const ROWS: usize, const VECTORS: usize>(
+    isa: I,
+    kernels: &[f32],
+    offsets: &Offsets<'_>,
+    pixels: &[f32],
+    sums: &mut Sums,
+) {
+    let Offsets { values, reach } = *offsets;
+    assert!(reach <= pixels.len() && pixels.len() - reach >= VECTORS * I::LANES);
+    let mut registers = [[isa.splat(0.0); VECTORS]; ROWS];
+    let mut blocks = kernels.chunks_exact(ROWS * I::LANES);
+    let whole = values.chunks_exact(I::LANES);
+    let rest = whole.remainder();
+    for (offsets, block) in whole.zip(blocks.by_ref()) {
+        for k in 0..I::LANES {
+            // SAFETY: no offset is beyond `reach`, which leaves as many values as a row of the tile has.
+            let line = unsafe { line::<VECTORS, I>(pixels, offsets[k]) };
+            add(isa, &mut registers, block, k, line);
+        }
+    }
+    if let (Some(block), false) = (blocks.next(), rest.is_empty()) {
+        for (k, offset) in rest.iter().enumerate() {
+            // SAFETY: as above.
+            let line = unsafe { line::<VECTORS, I>(pixels, *offset) };
+            add(isa, &mut registers, block, k, line);
+        }
+    }
+    let columns = TILE_VECTORS * I::LANES;
+    for i in 0..ROWS {
+        for j in 0..VECTORS {
+            isa.store(&mut sums[i * columns + j * I::LANES..][..I::LANES], registers[i][j]);
+        }
+    }
+}
+
+/// The pixels of one tap, unchecked: the check would cost as much as the multiplications.
+///
+/// # Safety
+/// `VECTORS` vectors must lie in `pixels` from `offset` on.
+#[inline(always)]
+unsafe fn line<const VECTORS: usize, I: Isa>(pixels: &[f32], offset: u32) -> &[f32] {
+    // SAFETY: the caller promises it.
+    unsafe { std::slice::from_raw_parts(pixels.as_ptr().add(offset as usize), VECTORS * I::LANES) }
+}
+
+/// `registers[i][j] += weight of row i at tap k * line[j]`
+#[inline(always)]
+fn add<I: Isa, const ROWS: usize, const VECTORS: usize>(
+    isa: I,
+    registers: &mut [[I::F32; VECTORS]; ROWS],
+    block: &[f32],
+    k: usize,
+    line: &[f32],
+) {
+    let line: [I::F32; VECTORS] = std::array::from_fn(|j| isa.load(&line[j * I::LANES..][..I::LANES]));
+    for i in 0..ROWS {
+        let weight = isa.splat(block[i * I::LANES + k]);
+        for j in 0..VECTORS {
+            registers[i][j] = isa.fma(weight, line[j], registers[i][j]);
+        }
+    }
+}
