@@ -4,7 +4,10 @@
 
 mod arm;
 mod bench;
+mod build_kernels;
+mod check_gpu;
 mod deny;
+mod driver;
 mod lint;
 mod miri;
 mod process;
@@ -22,15 +25,26 @@ cargo xtask <verb>
          --arm       the CPU kernels with NEON, emulated where this is no ARM machine
          --miri      the CPU kernels in Miri, on every instruction set of x86-64
          --sanitize  the CPU kernels with AddressSanitizer
+         --driver    the CUDA kernels through Candle's own CUDA device, on a stand-in for NVIDIA's driver (minutes)
+  mutants
+         every mistake that is put into the GPU kernels, and what catches it
   bench  dyconv: dynamic convolution beside static convolution and Candle's own
          --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
-  ci     test, then lint";
+  ci     test, then lint
+
+  build-kernels [--toolkit] [--check]
+         the CUDA and Metal sources through their compilers, and what each kernel needs; --toolkit installs the compilers that
+         are not found into target/, --check fails where docs/kernels.md is out of date
+  check-gpu [cuda] [metal]
+         type-checks the code behind these features, without a GPU or its tools";
 
 fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
     let outcome = match given.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
         ["test"] => test::run(),
+        ["test", "--driver"] => driver::run(),
+        ["mutants"] => test::mutants(),
         ["test", "--arm"] => arm::run(),
         ["test", "--miri"] => miri::run(),
         ["test", "--sanitize"] => sanitize::run(),
@@ -38,6 +52,8 @@ fn main() -> ExitCode {
         ["bench", "dyconv", "--torch"] => bench::run(true),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
+        ["build-kernels", options @ ..] => build_kernels::run(options),
+        ["check-gpu", features @ ..] => check_gpu::run(features),
         ["help" | "-h" | "--help"] => {
             println!("{USAGE}");
             return ExitCode::SUCCESS;

@@ -18,3 +18,10 @@ pub(crate) fn run() -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// All mutants of the GPU kernels; `test` runs a few.
+pub(crate) fn mutants() -> anyhow::Result<()> {
+    execute(
+        cargo().args(["test", "--workspace", "--test", "mutants", "--", "--nocapture"]).env("DYCONV_MUTANTS", "all"),
+    )
+}

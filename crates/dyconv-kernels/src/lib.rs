@@ -9,9 +9,12 @@ mod activation;
 mod channel;
 mod config;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 mod dynamic;
 mod error;
 mod fold;
+pub mod gpu;
 mod mixing;
 mod op;
 mod pool;
