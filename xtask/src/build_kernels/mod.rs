@@ -36,7 +36,7 @@ pub(crate) fn run(given: &[&str]) -> anyhow::Result<()> {
     // Before anything that takes minutes.
     let nvcc = toolkit::nvcc(options.toolkit)?;
     let launches = launches::read()?;
-    compile::run(&nvcc, &launches, options.check)?;
     metal::run(options.toolkit)?;
+    compile::run(&nvcc, &launches, options.check)?;
     floor::run(&launches, options.check)
 }

@@ -68,7 +68,7 @@ pub(super) fn clang(install: bool) -> anyhow::Result<Option<Tool>> {
     if let Some(tool) = names.into_iter().map(Tool::new).find(modern) {
         return Ok(Some(tool));
     }
-    let installed = || own("ziglang/zig").map(|program| Tool { program, leading: &["c++"] });
+    let installed = || own("ziglang/zig").map(|program| Tool { program, leading: &["clang"] });
     if installed().is_none() && install {
         pip(CLANG)?;
     }
