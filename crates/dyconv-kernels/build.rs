@@ -1,4 +1,5 @@
 //! With the feature `cuda`: compiles `kernels/cuda/*.cu` to PTX and embeds it.
+#![allow(clippy::print_stderr, reason = "Cargo shows what a build script prints")]
 
 use std::env;
 use std::error::Error;

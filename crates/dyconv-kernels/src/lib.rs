@@ -15,6 +15,10 @@ mod dynamic;
 mod error;
 mod fold;
 pub mod gpu;
+#[cfg(feature = "metal")]
+pub mod metal;
+#[cfg(all(test, not(feature = "metal")))]
+mod metal;
 mod mixing;
 mod op;
 mod pool;
