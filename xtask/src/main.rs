@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate talks to the terminal")]
 
 mod arm;
+mod bench;
 mod deny;
 mod lint;
 mod miri;
@@ -21,6 +22,8 @@ cargo xtask <verb>
          --arm       the CPU kernels with NEON, emulated where this is no ARM machine
          --miri      the CPU kernels in Miri, on every instruction set of x86-64
          --sanitize  the CPU kernels with AddressSanitizer
+  bench  dyconv: dynamic convolution beside static convolution and Candle's own
+         --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, then lint";
 
@@ -31,6 +34,8 @@ fn main() -> ExitCode {
         ["test", "--arm"] => arm::run(),
         ["test", "--miri"] => miri::run(),
         ["test", "--sanitize"] => sanitize::run(),
+        ["bench", "dyconv"] => bench::run(false),
+        ["bench", "dyconv", "--torch"] => bench::run(true),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
         ["help" | "-h" | "--help"] => {

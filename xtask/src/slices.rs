@@ -41,7 +41,7 @@ pub(crate) fn generate() -> anyhow::Result<PathBuf> {
         "#![allow(dead_code)]\n\
          #[path = {:?}]\nmod config;\n\
          #[path = {:?}]\npub mod cpu;\n\
-         pub use config::ConvConfig;\n",
+         pub use config::{{ConvConfig, Routing}};\n",
         kernels.join("config.rs"),
         kernels.join("cpu/mod.rs"),
     );

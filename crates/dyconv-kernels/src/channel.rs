@@ -1,8 +1,9 @@
 //! One scale and one shift a channel, in one pass: batch normalisation by running statistics.
 
-use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
 use rayon::prelude::*;
 
+use crate::error::{Operation, Result};
 use crate::op::slice;
 
 /// `y[b, c, i, j] = x[b, c, i, j] * scale[c] + shift[c]`
@@ -13,18 +14,17 @@ use crate::op::slice;
 /// # Errors
 /// Where the shapes do not fit.
 pub fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
-    let (_, channels, ..) = x.dims4()?;
+    const SCALE_SHIFT: Operation = Operation("scale_shift");
+    let [_, channels, ..] = SCALE_SHIFT.dims::<4>("x", x, "[B, C, H, W]")?;
     for (name, tensor) in [("scale", scale), ("shift", shift)] {
-        if tensor.dims() != [channels] {
-            bail!("scale_shift: `{name}` must be [{channels}], it is {:?}", tensor.dims());
-        }
+        SCALE_SHIFT.shape(name, tensor, &[channels], "[C of `x`]")?;
     }
     let tracked = x.track_op() || scale.track_op() || shift.track_op();
     if !tracked && matches!(x.device(), Device::Cpu) && [x, scale, shift].iter().all(|t| t.dtype() == DType::F32) {
-        return x.contiguous()?.apply_op3_no_bwd(&scale.contiguous()?, &shift.contiguous()?, &ScaleShift);
+        return Ok(x.contiguous()?.apply_op3_no_bwd(&scale.contiguous()?, &shift.contiguous()?, &ScaleShift)?);
     }
     let per_channel = |t: &Tensor| t.to_dtype(x.dtype())?.reshape((1, channels, 1, 1));
-    x.broadcast_mul(&per_channel(scale)?)?.broadcast_add(&per_channel(shift)?)
+    Ok(x.broadcast_mul(&per_channel(scale)?)?.broadcast_add(&per_channel(shift)?)?)
 }
 
 struct ScaleShift;
@@ -42,7 +42,7 @@ impl CustomOp3 for ScaleShift {
         scale_layout: &Layout,
         shift: &CpuStorage,
         shift_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (_, channels, height, width) = x_layout.shape().dims4()?;
         let (x, scale, shift) = (slice(x, x_layout)?, slice(scale, scale_layout)?, slice(shift, shift_layout)?);
         let mut y = vec![0.0; x.len()];
@@ -76,6 +76,6 @@ mod tests {
             assert!((fast - plain).abs() < 1e-6, "{fast} {plain}");
         }
         let text = scale_shift(&x, &shift.narrow(0, 0, 2).unwrap(), &shift).unwrap_err().to_string();
-        assert!(text.contains("`scale` must be [3], it is [2]"), "{text}");
+        assert!(text.contains("`scale` must be [C of `x`] = [3], it is [2]"), "{text}");
     }
 }

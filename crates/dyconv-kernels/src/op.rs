@@ -1,25 +1,32 @@
 //! The convolution as an operation of Candle: shapes checked here, kernels of [`crate::cpu`] underneath, gradients of its own.
 
-use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
 
 use crate::ConvConfig;
 use crate::cpu::{self, ConvShape, Epilogue, Kernels};
-use crate::reference::{self, mix_experts};
+use crate::error::{Operation, Result, on_cpu};
+use crate::reference;
 
 /// Convolution of each sample with its own kernels.
 ///
 /// # Shapes
-/// `x` is `[B, Cin, H, W]`, `kernels` `[B, Cout * (Cin / groups) * kh * kw]`; the result is `[B, Cout, H', W']`.
+/// `x` is `[B, Cin, H, W]`, `kernels` `[B, Cout * (Cin / groups) * kh * kw]`; the result is `[B, Cout, H', W']` with
+/// `H' = (H + 2 * padding - dilation * (kh - 1) - 1) / stride + 1`, rounded down.
 ///
 /// # Errors
-/// Where the shapes do not fit, or the window does not fit into the padded map.
+/// Where types, devices or shapes do not fit, or the window does not fit into the padded map.
 pub fn conv2d_per_sample(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> Result<Tensor> {
-    let (sets, _) = kernels.dims2()?;
-    let (batch, ..) = x.dims4()?;
+    const CONVOLUTION: Operation = Operation("conv2d_per_sample");
+    let [batch, ..] = CONVOLUTION.dims::<4>("x", x, "[B, C, H, W]")?;
+    let [sets, values] = CONVOLUTION.dims("kernels", kernels, "[B, values]")?;
     if sets != batch {
-        bail!("conv2d_per_sample: `kernels` must have one row for each of {batch} samples, it has {sets}");
+        return Err(CONVOLUTION.wrong(
+            "kernels",
+            format!("[{batch}, values], a row a sample"),
+            format!("[{sets}, {values}]"),
+        ));
     }
-    convolve(x, kernels, config)
+    convolve(CONVOLUTION, "kernels", x, kernels, config)
 }
 
 /// Convolution of all samples with the same kernels, in any number of groups, without a loop over them.
@@ -28,42 +35,17 @@ pub fn conv2d_per_sample(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> R
 /// `x` is `[B, Cin, H, W]`, `weight` `[Cout, Cin / groups, kh, kw]`; the result is `[B, Cout, H', W']`.
 ///
 /// # Errors
-/// Where the shapes do not fit, or the window does not fit into the padded map.
+/// As of [`conv2d_per_sample`].
 pub fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
-    let (_, per_group, kh, kw) = weight.dims4()?;
-    let (_, channels, ..) = x.dims4()?;
-    if (kh, kw) != config.kernel || per_group * config.groups != channels {
-        bail!(
-            "conv2d: `weight` must be [out, {channels} / {} groups, {}, {}], it is {:?}",
-            config.groups,
-            config.kernel.0,
-            config.kernel.1,
-            weight.dims()
-        );
+    const CONVOLUTION: Operation = Operation("conv2d");
+    let [_, channels, ..] = CONVOLUTION.dims::<4>("x", x, "[B, C, H, W]")?;
+    let [_, per_group, kh, kw] = CONVOLUTION.dims("weight", weight, "[out, in / groups, kh, kw]")?;
+    if (kh, kw) != config.kernel || per_group.checked_mul(config.groups) != Some(channels) {
+        let expected =
+            format!("[out, {channels} / {} groups, {}, {}]", config.groups, config.kernel.0, config.kernel.1);
+        return Err(CONVOLUTION.wrong("weight", expected, format!("{:?}", weight.dims())));
     }
-    convolve(x, &weight.flatten_all()?.unsqueeze(0)?, config)
-}
-
-/// Dynamic convolution: each sample with its own mixture of the experts' kernels, and of their biases where there are any.
-///
-/// # Shapes
-/// `x` is `[B, Cin, H, W]`, `routing` `[B, K]` (from [`route`](crate::route)), `experts` `[K, ...]` with
-/// `Cout * (Cin / groups) * kh * kw` values each, `bias` `[K, Cout]`; the result is `[B, Cout, H', W']`.
-///
-/// # Errors
-/// Where the shapes do not fit, or the window does not fit into the padded map.
-pub fn dynamic_conv2d(
-    x: &Tensor,
-    routing: &Tensor,
-    experts: &Tensor,
-    bias: Option<&Tensor>,
-    config: &ConvConfig,
-) -> Result<Tensor> {
-    let y = conv2d_per_sample(x, &mix_experts(routing, &experts.flatten_from(1)?)?, config)?;
-    match bias {
-        Some(bias) => y.broadcast_add(&mix_experts(routing, bias)?.unsqueeze(2)?.unsqueeze(3)?),
-        None => Ok(y),
-    }
+    convolve(CONVOLUTION, "weight", x, &weight.flatten_all()?.unsqueeze(0)?, config)
 }
 
 /// Transposed convolution: what gives [`conv2d`] its gradient, as an operation of its own.
@@ -73,79 +55,126 @@ pub fn dynamic_conv2d(
 /// `H' = (H - 1) * stride - 2 * padding + dilation * (kh - 1) + output_padding + 1`.
 ///
 /// # Errors
-/// Where the shapes do not fit, or the result would have no pixel.
+/// Where types, devices or shapes do not fit, or the result would have no pixel.
 pub fn conv_transpose2d(x: &Tensor, weight: &Tensor, config: &ConvConfig, output_padding: usize) -> Result<Tensor> {
-    let (_, channels, height, width) = x.dims4()?;
-    let (in_channels, out_group, kh, kw) = weight.dims4()?;
+    const TRANSPOSED: Operation = Operation("conv_transpose2d");
+    let [_, channels, height, width] = TRANSPOSED.dims("x", x, "[B, C, H, W]")?;
+    let [in_channels, out_group, kh, kw] = TRANSPOSED.dims("weight", weight, "[in, out / groups, kh, kw]")?;
+    TRANSPOSED.alike(&[("x", Some(x)), ("weight", Some(weight))])?;
     if in_channels != channels || (kh, kw) != config.kernel || config.groups == 0 || channels % config.groups != 0 {
-        bail!(
-            "conv_transpose2d: `weight` must be [{channels}, out / {} groups, {}, {}], it is {:?}",
-            config.groups,
-            config.kernel.0,
-            config.kernel.1,
-            weight.dims()
-        );
+        let expected =
+            format!("[{channels}, out / {} groups, {}, {}]", config.groups, config.kernel.0, config.kernel.1);
+        return Err(TRANSPOSED.wrong("weight", expected, format!("{:?}", weight.dims())));
     }
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize| {
-        let full = size.checked_sub(1)? * stride + dilation * kernel.checked_sub(1)? + output_padding + 1;
-        full.checked_sub(2 * padding).filter(|size| *size > 0)
+        let reach = dilation.checked_mul(kernel.checked_sub(1)?)?;
+        let full = size.checked_sub(1)?.checked_mul(stride)?.checked_add(reach)?.checked_add(output_padding)? + 1;
+        full.checked_sub(padding.checked_mul(2)?).filter(|size| *size > 0)
     };
     let (Some(out_height), Some(out_width)) = (
         axis(height, kh, config.stride.0, config.padding.0, config.dilation.0),
         axis(width, kw, config.stride.1, config.padding.1, config.dilation.1),
     ) else {
-        bail!("conv_transpose2d: a map of {height}x{width} leaves no pixel with {config:?}");
+        return Err(TRANSPOSED.wrong(
+            "x",
+            format!("a map of which {config:?} leaves a pixel"),
+            format!("{height}x{width}"),
+        ));
     };
     let turned = weight.reshape((config.groups, channels / config.groups, out_group, kh, kw))?;
     let turned = turned.flip(&[3, 4])?.transpose(1, 2)?.reshape((1, ()))?;
-    reference::spread_convolution(x, &turned, config, (out_height, out_width), convolve)
+    Ok(reference::spread_convolution(x, &turned, config, (out_height, out_width), convolve_any)?)
 }
 
-/// `kernels` is `[B, values]` or `[1, values]`.
-fn convolve(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> Result<Tensor> {
-    shape(x.dims(), kernels.dims(), config)?;
-    if matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32 && kernels.dtype() == DType::F32 {
+/// `kernels` is `[B, values]` or `[1, values]`; `argument` is what the caller calls them.
+pub(crate) fn convolve(
+    operation: Operation,
+    argument: &'static str,
+    x: &Tensor,
+    kernels: &Tensor,
+    config: &ConvConfig,
+) -> Result<Tensor> {
+    operation.alike(&[("x", Some(x)), (argument, Some(kernels))])?;
+    let (_, values) = kernels.dims2()?;
+    let shape = shape(operation, argument, x.dims(), values, config)?;
+    let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
+    if x.elem_count() == 0 || values == 0 {
+        return Ok(Tensor::zeros(dims, x.dtype(), x.device())?);
+    }
+    Ok(convolve_any(x, kernels, config)?)
+}
+
+/// As [`convolve`], of shapes that fit.
+fn convolve_any(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
+    if on_cpu(x) && x.elem_count() > 0 && kernels.elem_count() > 0 {
         return x.contiguous()?.apply_op2(&kernels.contiguous()?, Convolution { config: *config });
     }
     reference::convolve(x, kernels, config)
 }
 
-/// The sizes of a convolution, checked.
-fn shape(x: &[usize], kernels: &[usize], config: &ConvConfig) -> Result<ConvShape> {
-    let (&[batch, in_channels, height, width], &[sets, values]) = (x, kernels) else {
-        bail!("convolution: expected `x` [B, C, H, W] and `kernels` [B, values], got {x:?} and {kernels:?}");
+/// The sizes of a convolution of `x` with `values` kernel values a sample, checked.
+pub(crate) fn shape(
+    operation: Operation,
+    argument: &'static str,
+    x: &[usize],
+    values: usize,
+    config: &ConvConfig,
+) -> Result<ConvShape> {
+    let &[batch, in_channels, height, width] = x else {
+        return Err(operation.wrong("x", "[B, C, H, W]", format!("{x:?}")));
     };
     let ConvConfig { kernel, stride, padding, dilation, groups } = *config;
     if [kernel.0, kernel.1, stride.0, stride.1, dilation.0, dilation.1, groups].contains(&0) {
-        bail!("convolution: kernel, stride, dilation and groups must be at least 1, got {config:?}");
+        let expected = "a kernel, strides, dilations and groups of at least 1";
+        return Err(operation.wrong("config", expected, format!("{config:?}")));
     }
-    if sets != batch && sets != 1 {
-        bail!("convolution: `kernels` must have 1 row or {batch}, it has {sets}");
+    if in_channels == 0 || in_channels % groups != 0 {
+        let expected = format!("[B, channels in {groups} groups, H, W]");
+        return Err(operation.wrong("x", expected, format!("{x:?}: {in_channels} channels do not divide")));
     }
-    if in_channels % groups != 0 {
-        bail!("convolution: {in_channels} channels do not divide by {groups} groups");
-    }
-    let taps = in_channels / groups * kernel.0 * kernel.1;
-    if taps == 0 || !values.is_multiple_of(taps * groups) {
-        bail!("convolution: `kernels` must have a multiple of {taps} taps in {groups} groups a row, it has {values}");
+    let taps = (in_channels / groups).checked_mul(kernel.0).and_then(|taps| taps.checked_mul(kernel.1));
+    let row = taps.and_then(|taps| taps.checked_mul(groups));
+    let (Some(taps), Some(row)) = (taps, row) else {
+        return Err(operation.wrong("config", "a kernel that fits into memory", format!("{config:?}")));
+    };
+    if !values.is_multiple_of(row) {
+        let expected = format!("of a multiple of {row} values a sample ({taps} taps, {groups} groups)");
+        return Err(operation.wrong(argument, expected, format!("of {values}")));
     }
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize| {
-        (size + 2 * padding).checked_sub(dilation * (kernel - 1) + 1).map(|room| room / stride + 1)
+        let window = dilation.checked_mul(kernel - 1)?.checked_add(1)?;
+        Some(padding.checked_mul(2)?.checked_add(size)?.checked_sub(window)? / stride + 1)
     };
     let (Some(out_height), Some(out_width)) = (
         axis(height, kernel.0, stride.0, padding.0, dilation.0),
         axis(width, kernel.1, stride.1, padding.1, dilation.1),
     ) else {
-        bail!("convolution: a window of {kernel:?} does not fit into a map of {height}x{width}");
+        let expected =
+            format!("a map that a window of {kernel:?} fits into, padding {padding:?}, dilation {dilation:?}");
+        return Err(operation.wrong("x", expected, format!("of {height}x{width} pixels")));
     };
-    Ok(ConvShape {
+    let shape = ConvShape {
         batch,
         in_channels,
         out_channels: values / taps,
         input: (height, width),
         output: (out_height, out_width),
         config: *config,
-    })
+    };
+    let outputs = [shape.out_channels, out_height, out_width].iter().try_fold(batch, |all, n| all.checked_mul(*n));
+    match outputs {
+        // Sizes of a padded map are counted in 32 bits.
+        Some(outputs) if outputs <= isize::MAX as usize / 16 && padded_pixels(&shape).is_some() => Ok(shape),
+        _ => Err(operation.wrong("config", "of a result that fits into memory", format!("{config:?}"))),
+    }
+}
+
+/// Pixels of a padded map, where few enough for the kernels.
+fn padded_pixels(shape: &ConvShape) -> Option<u32> {
+    let config = &shape.config;
+    let height = (shape.input.0 + 2 * config.padding.0).saturating_add(config.stride.0);
+    let width = (shape.input.1 + 2 * config.padding.1).saturating_add(config.stride.1);
+    u32::try_from(height.checked_mul(width)?.checked_mul(64)?).ok()
 }
 
 struct Convolution {
@@ -163,8 +192,9 @@ impl CustomOp2 for Convolution {
         x_layout: &Layout,
         k: &CpuStorage,
         k_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let shape = shape(x_layout.dims(), k_layout.dims(), &self.config)?;
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let (_, values) = k_layout.shape().dims2()?;
+        let shape = shape(Operation(self.name()), "kernels", x_layout.dims(), values, &self.config)?;
         let (x, k) = (slice(x, x_layout)?, slice(k, k_layout)?);
         let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
         let mut y = vec![0.0; dims.0 * dims.1 * dims.2 * dims.3];
@@ -173,7 +203,13 @@ impl CustomOp2 for Convolution {
         Ok((CpuStorage::F32(y), dims.into()))
     }
 
-    fn bwd(&self, x: &Tensor, k: &Tensor, _: &Tensor, dy: &Tensor) -> Result<(Option<Tensor>, Option<Tensor>)> {
+    fn bwd(
+        &self,
+        x: &Tensor,
+        k: &Tensor,
+        _: &Tensor,
+        dy: &Tensor,
+    ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>)> {
         let dx = x.track_op().then(|| input_gradient(x, k, dy, &self.config)).transpose()?;
         let dk = k.track_op().then(|| kernel_gradient(x, k, dy, &self.config)).transpose()?;
         Ok((dx, dk))
@@ -181,25 +217,25 @@ impl CustomOp2 for Convolution {
 }
 
 /// A contiguous tensor's values.
-pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
+pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("convolution: expected contiguous tensors") };
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
 /// The transposed convolution of the gradient, cut or filled to the input's size.
-fn input_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> Result<Tensor> {
+fn input_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
     let (_, channels, height, width) = x.dims4()?;
-    let shape = shape(x.dims(), kernels.dims(), config)?;
+    let shape = shape(Operation("convolution"), "kernels", x.dims(), kernels.dim(1)?, config)?;
     let (sets, groups) = (kernels.dim(0)?, config.groups);
     let (per_group, out_group) = (channels / groups, shape.out_channels / groups);
     let [kh, kw] = [config.kernel.0, config.kernel.1];
     let turned = kernels.reshape([sets, groups, out_group, per_group, kh, kw].as_slice())?;
     let turned = turned.flip(&[4, 5])?.transpose(2, 3)?.reshape((sets, ()))?;
-    reference::spread_convolution(dy, &turned, config, (height, width), convolve)
+    reference::spread_convolution(dy, &turned, config, (height, width), convolve_any)
 }
 
 /// The gradient times the unfolded input: one matrix product a sample and group.
-fn kernel_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> Result<Tensor> {
+fn kernel_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
     let (batch, channels, ..) = x.dims4()?;
     let (columns, height, width) = reference::im2col(x, config)?;
     let taps = channels / config.groups * config.kernel.0 * config.kernel.1;

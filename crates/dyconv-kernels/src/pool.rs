@@ -2,9 +2,10 @@
 //!
 //! Candle's own takes no padding, and its gradient is wrong or refused (windows that overlap, as SPPF's do).
 
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
 use crate::cpu::{self, PoolShape};
+use crate::error::{Operation, Result, on_cpu};
 use crate::op::slice;
 use crate::reference::every;
 
@@ -25,10 +26,10 @@ pub fn max_pool2d(
     padding: (usize, usize),
 ) -> Result<Tensor> {
     let shape = pool_shape(x.dims(), kernel, stride, padding)?;
-    if matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32 {
-        return x.contiguous()?.apply_op1(MaxPool { shape });
+    if on_cpu(x) {
+        return Ok(x.contiguous()?.apply_op1(MaxPool { shape })?);
     }
-    plain(x, &shape)
+    Ok(plain(x, &shape)?)
 }
 
 fn pool_shape(
@@ -37,17 +38,19 @@ fn pool_shape(
     stride: (usize, usize),
     padding: (usize, usize),
 ) -> Result<PoolShape> {
-    let &[_, _, height, width] = x else { bail!("max_pool2d: `x` must be [B, C, H, W], it is {x:?}") };
+    const POOL: Operation = Operation("max_pool2d");
+    let &[_, _, height, width] = x else { return Err(POOL.wrong("x", "[B, C, H, W]", format!("{x:?}"))) };
     if stride.0 == 0 || stride.1 == 0 {
-        bail!("max_pool2d: `stride` must be at least 1, it is {stride:?}");
+        return Err(POOL.wrong("stride", "at least 1", format!("{stride:?}")));
     }
     if padding.0 >= kernel.0 || padding.1 >= kernel.1 {
-        bail!("max_pool2d: `padding` must be less than `kernel` {kernel:?}, it is {padding:?}");
+        return Err(POOL.wrong("padding", format!("less than `kernel` {kernel:?}"), format!("{padding:?}")));
     }
     let padded = |size: usize, padding: usize| padding.checked_mul(2)?.checked_add(size);
     let pixels = padded(height, padding.0).zip(padded(width, padding.1)).and_then(|(h, w)| h.checked_mul(w));
     if height == 0 || width == 0 || pixels.is_none_or(|pixels| u32::try_from(pixels).is_err()) {
-        bail!("max_pool2d: {height}x{width} pixels with padding {padding:?} are none, or more than 2^32 - 1");
+        let got = format!("{height}x{width} with padding {padding:?}");
+        return Err(POOL.wrong("x", "a map of 1 to 2^32 - 1 pixels", got));
     }
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize| {
         Some((size + 2 * padding).checked_sub(kernel)? / stride + 1)
@@ -55,7 +58,8 @@ fn pool_shape(
     let (Some(out_height), Some(out_width)) =
         (axis(height, kernel.0, stride.0, padding.0), axis(width, kernel.1, stride.1, padding.1))
     else {
-        bail!("max_pool2d: a window of {kernel:?} does not fit into {height}x{width} pixels with padding {padding:?}");
+        let expected = format!("a window that fits into {height}x{width} pixels with padding {padding:?}");
+        return Err(POOL.wrong("kernel", expected, format!("{kernel:?}")));
     };
     Ok(PoolShape { input: (height, width), output: (out_height, out_width), kernel, stride, padding })
 }
@@ -64,14 +68,21 @@ fn pool_shape(
 ///
 /// A candidate takes the place of the best so far only where it is larger, so the first maximum keeps the gradient. (A window
 /// of nothing but negative infinity passes none on.)
-fn plain(x: &Tensor, shape: &PoolShape) -> Result<Tensor> {
+fn plain(x: &Tensor, shape: &PoolShape) -> candle_core::Result<Tensor> {
     let PoolShape { output, kernel, stride, padding, .. } = *shape;
     let rows = along(x, 3, kernel.1, stride.1, padding.1, output.1)?;
     along(&rows, 2, kernel.0, stride.0, padding.0, output.0)
 }
 
 /// The largest of `kernel` neighbours along `dim`.
-fn along(x: &Tensor, dim: usize, kernel: usize, stride: usize, padding: usize, outputs: usize) -> Result<Tensor> {
+fn along(
+    x: &Tensor,
+    dim: usize,
+    kernel: usize,
+    stride: usize,
+    padding: usize,
+    outputs: usize,
+) -> candle_core::Result<Tensor> {
     let filled = |size: usize| {
         let mut dims = x.dims().to_vec();
         dims[dim] = size;
@@ -99,7 +110,7 @@ impl CustomOp1 for MaxPool {
         "max-pool2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (batch, channels, ..) = layout.shape().dims4()?;
         let (height, width) = self.shape.output;
         let mut y = vec![0.0; batch * channels * height * width];
@@ -107,7 +118,7 @@ impl CustomOp1 for MaxPool {
         Ok((CpuStorage::F32(y), (batch, channels, height, width).into()))
     }
 
-    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, x: &Tensor, _: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         x.apply_op2_no_bwd(&dy.contiguous()?, &MaxPoolGradient { shape: self.shape }).map(Some)
     }
 }
@@ -127,7 +138,7 @@ impl CustomOp2 for MaxPoolGradient {
         x_layout: &Layout,
         dy: &CpuStorage,
         dy_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
         let x = slice(x, x_layout)?;
         let mut dx = vec![0.0; x.len()];
         cpu::max_pool2d_backward(x, slice(dy, dy_layout)?, &mut dx, &self.shape);
@@ -137,7 +148,7 @@ impl CustomOp2 for MaxPoolGradient {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 
@@ -206,7 +217,7 @@ mod tests {
                 let expected = bits(&by_hand(&values, &s));
                 let pool = |x: &Tensor| max_pool2d(x, kernel, stride, padding);
                 assert_eq!(bits(&run(&x, &s, pool)), expected, "{s:?}");
-                assert_eq!(bits(&run(&x, &s, |x| plain(x, &s))), expected, "{s:?}, plain");
+                assert_eq!(bits(&run(&x, &s, |x| Ok(plain(x, &s)?))), expected, "{s:?}, plain");
                 assert_eq!(bits(&run(&x.to_dtype(DType::F64).unwrap(), &s, pool)), expected, "{s:?}, f64");
             }
         }
@@ -241,15 +252,15 @@ mod tests {
     fn misfits_are_named() {
         let x = Tensor::zeros((1, 2, 3, 4), DType::F32, &Device::Cpu).unwrap();
         for (outcome, expected) in [
-            (max_pool2d(&x, (5, 5), (1, 1), (0, 0)), "a window of (5, 5) does not fit into 3x4 pixels"),
+            (
+                max_pool2d(&x, (5, 5), (1, 1), (0, 0)),
+                "`kernel` must be a window that fits into 3x4 pixels with padding (0, 0), it is (5, 5)",
+            ),
             (max_pool2d(&x, (2, 2), (0, 1), (0, 0)), "`stride` must be at least 1, it is (0, 1)"),
             (max_pool2d(&x, (2, 2), (1, 1), (0, 2)), "`padding` must be less than `kernel` (2, 2), it is (0, 2)"),
-            (max_pool2d(&x, (usize::MAX, 2), (1, 1), (usize::MAX - 1, 0)), "more than 2^32 - 1"),
+            (max_pool2d(&x, (usize::MAX, 2), (1, 1), (usize::MAX - 1, 0)), "a map of 1 to 2^32 - 1 pixels"),
             (max_pool2d(&x.squeeze(0).unwrap(), (2, 2), (1, 1), (0, 0)), "`x` must be [B, C, H, W], it is [2, 3, 4]"),
-            (
-                max_pool2d(&x.narrow(2, 0, 0).unwrap(), (2, 2), (1, 1), (1, 1)),
-                "0x4 pixels with padding (1, 1) are none",
-            ),
+            (max_pool2d(&x.narrow(2, 0, 0).unwrap(), (2, 2), (1, 1), (1, 1)), "it is 0x4 with padding (1, 1)"),
         ] {
             let text = outcome.unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");

@@ -1,42 +1,8 @@
 //! The operations in plain Candle: right on every device, differentiable, and the oracle for any faster form.
 
-use candle_core::{D, Result, Tensor, bail};
-use candle_nn::ops::{sigmoid, softmax};
+use candle_core::{Result, Tensor, bail};
 
-use crate::ConvConfig;
-
-/// Activation that turns routing logits into weights.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Routing {
-    /// Each expert weighed on its own (CondConv, arXiv 1904.04971).
-    Sigmoid,
-    /// Weights that sum to one (DY-CNN, arXiv 1912.03458).
-    Softmax {
-        /// Logits are divided by it.
-        temperature: f64,
-    },
-}
-
-impl Routing {
-    /// Weights from logits `[B, K]`.
-    ///
-    /// # Errors
-    /// Where the temperature is not positive and finite, or the device fails.
-    pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
-        match self {
-            Self::Sigmoid => sigmoid(logits),
-            Self::Softmax { temperature } if temperature > 0.0 && temperature.is_finite() => {
-                // Without the largest first, huge logits over a low temperature would overflow.
-                let largest = logits.detach().max_keepdim(D::Minus1)?;
-                // At that temperature it is a choice of one; the reciprocal of a lower one would overflow in f16.
-                softmax(&(logits.broadcast_sub(&largest)? / temperature.max(2e-5))?, D::Minus1)
-            }
-            Self::Softmax { temperature } => {
-                bail!("routing: `temperature` must be positive and finite, it is {temperature}")
-            }
-        }
-    }
-}
+use crate::{ConvConfig, Routing};
 
 /// Routing weights of each sample: global average pool, linear layer, activation.
 ///
@@ -52,7 +18,7 @@ pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Re
         bail!("route: `weight` takes {features} channels, `x` has {channels}");
     }
     let pooled = x.mean((2, 3))?;
-    routing.activate(&pooled.matmul(&weight.t()?)?.broadcast_add(bias)?)
+    Ok(routing.activate(&pooled.matmul(&weight.t()?)?.broadcast_add(bias)?)?)
 }
 
 /// Each sample's mixture of the experts: `sum_k r[b, k] * experts[k]`.

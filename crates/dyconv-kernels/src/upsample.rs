@@ -2,9 +2,10 @@
 //!
 //! The gradient of Candle's own takes the place of what other readers of the same map passed back.
 
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
 
 use crate::cpu;
+use crate::error::{Operation, Result, on_cpu};
 use crate::op::slice;
 
 /// Each pixel as a block of `factor` = (rows, columns) pixels.
@@ -15,24 +16,22 @@ use crate::op::slice;
 /// # Errors
 /// Where `x` is no such map, or a factor is zero.
 pub fn upsample_nearest2d(x: &Tensor, factor: (usize, usize)) -> Result<Tensor> {
-    let &[_, _, height, width] = x.dims() else {
-        bail!("upsample_nearest2d: `x` must be [B, C, H, W], it is {:?}", x.dims());
-    };
+    const UPSAMPLE: Operation = Operation("upsample_nearest2d");
+    let [batch, channels, height, width] = UPSAMPLE.dims("x", x, "[B, C, H, W]")?;
     let values = height.checked_mul(factor.0).zip(width.checked_mul(factor.1));
-    let values = values.and_then(|(h, w)| h.checked_mul(w)?.checked_mul(x.dims()[0] * x.dims()[1]));
+    let values = values.and_then(|(h, w)| h.checked_mul(w)?.checked_mul(batch * channels));
     if factor.0 == 0 || factor.1 == 0 || values.is_none_or(|values| values > isize::MAX as usize / 8) {
-        bail!(
-            "upsample_nearest2d: `factor` must be at least 1 and leave a map that fits into memory, it is {factor:?}"
-        );
+        let expected = "at least 1, for a map that fits into memory";
+        return Err(UPSAMPLE.wrong("factor", expected, format!("{factor:?}")));
     }
-    if matches!(x.device(), Device::Cpu) && x.dtype() == DType::F32 {
-        return x.contiguous()?.apply_op1(Upsample { factor });
+    if on_cpu(x) {
+        return Ok(x.contiguous()?.apply_op1(Upsample { factor })?);
     }
-    plain(x, factor)
+    Ok(plain(x, factor)?)
 }
 
 /// In Candle's own operations: a broadcast, whose gradient is a sum.
-fn plain(x: &Tensor, factor: (usize, usize)) -> Result<Tensor> {
+fn plain(x: &Tensor, factor: (usize, usize)) -> candle_core::Result<Tensor> {
     let (b, c, h, w) = x.dims4()?;
     let x = x.reshape([b, c, h, 1, w, 1].as_slice())?.broadcast_as([b, c, h, factor.0, w, factor.1].as_slice())?;
     x.reshape((b, c, h * factor.0, w * factor.1))
@@ -47,7 +46,7 @@ impl CustomOp1 for Upsample {
         "upsample-nearest2d"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (b, c, h, w) = layout.shape().dims4()?;
         let x = slice(x, layout)?;
         let mut y = vec![0.0; x.len() * self.factor.0 * self.factor.1];
@@ -55,7 +54,7 @@ impl CustomOp1 for Upsample {
         Ok((CpuStorage::F32(y), (b, c, h * self.factor.0, w * self.factor.1).into()))
     }
 
-    fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> Result<Option<Tensor>> {
+    fn bwd(&self, _: &Tensor, _: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
         dy.contiguous()?.apply_op1_no_bwd(&BlockSums { factor: self.factor }).map(Some)
     }
 }
@@ -69,7 +68,7 @@ impl CustomOp1 for BlockSums {
         "upsample-nearest2d-gradient"
     }
 
-    fn cpu_fwd(&self, dy: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
+    fn cpu_fwd(&self, dy: &CpuStorage, layout: &Layout) -> candle_core::Result<(CpuStorage, Shape)> {
         let (b, c, h, w) = layout.shape().dims4()?;
         let (h, w) = (h / self.factor.0, w / self.factor.1);
         let mut dx = vec![0.0; b * c * h * w];
@@ -80,7 +79,7 @@ impl CustomOp1 for BlockSums {
 
 #[cfg(test)]
 mod tests {
-    use candle_core::Var;
+    use candle_core::{DType, Device, Var};
 
     use super::*;
 
@@ -113,7 +112,7 @@ mod tests {
                 (values(&y), values(loss.backward().unwrap().get(&x).unwrap()))
             };
             let (y, dx) = run(&|x| upsample_nearest2d(x, factor));
-            let (plain_y, plain_dx) = run(&|x| plain(x, factor));
+            let (plain_y, plain_dx) = run(&|x| Ok(plain(x, factor)?));
             assert_eq!(y, plain_y);
             for (got, expected) in dx.iter().zip(&plain_dx) {
                 assert!((got - expected).abs() < 1e-5, "{got} instead of {expected} of {shape:?} by {factor:?}");

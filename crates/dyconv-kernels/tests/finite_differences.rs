@@ -1,9 +1,9 @@
 //! Every gradient against central differences in f64, and the gradients of the kernels in f32 against those in f64.
 
-use candle_core::{DType, Device, Result, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use dyconv_kernels::{
-    ConvConfig, Routing, conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d, max_pool2d, mix_experts, route,
-    scale_shift, sigmoid, silu, upsample_nearest2d,
+    ConvConfig, Epilogue, Mixing, Result, Routing, conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d,
+    max_pool2d, mix_experts, route, scale_shift, sigmoid, silu, upsample_nearest2d,
 };
 
 /// Half the distance of a difference. Its own error grows with the square, that of rounding with the inverse.
@@ -192,11 +192,18 @@ fn dynamic_convolution() {
             noise(&[experts], 7),
             noise(&[experts, kernel_len(channels, out, &config)], 5),
             noise(&[experts, out], 2),
+            noise(&[out], 3),
+            noise(&[out], 8),
         ];
-        for (routing, biased) in [(Routing::Sigmoid, false), (Routing::Softmax { temperature: 2.0 }, true)] {
-            let what = format!("dynamic_conv2d, {config:?} of {shape:?}, {experts} experts, {routing:?}");
-            check(&what, &inputs[..if biased { 5 } else { 4 }], &|t| {
-                dynamic_conv2d(&t[0], &route(&t[0], &t[1], &t[2], routing)?, &t[3], t.get(4), &config)
+        for (routing, parts) in
+            [(Routing::Sigmoid, 4), (Routing::Softmax { temperature: 2.0 }, 5), (Routing::Sigmoid, 7)]
+        {
+            let what =
+                format!("dynamic_conv2d, {config:?} of {shape:?}, {experts} experts, {routing:?}, {parts} inputs");
+            check(&what, &inputs[..parts], &|t| {
+                let mixing = Mixing::Router { weight: &t[1], bias: &t[2], routing };
+                let epilogue = Epilogue { scale: t.get(5), shift: t.get(6), silu: t.len() > 5 };
+                dynamic_conv2d(&t[0], mixing, &t[3], t.get(4), &epilogue, &config)
             });
         }
     }
@@ -228,7 +235,7 @@ fn upsampling() {
         check("upsample_nearest2d, and another reader", &[x], &|t| {
             let enlarged = upsample_nearest2d(&t[0].sqr()?, factor)?;
             let other = upsample_nearest2d(&enlarged.sin()?, (1, 1))?;
-            Tensor::cat(&[&enlarged, &other, &enlarged.sqr()?], 1)
+            Ok(Tensor::cat(&[&enlarged, &other, &enlarged.sqr()?], 1)?)
         });
     }
 }
@@ -240,6 +247,6 @@ fn pools_in_a_row() {
         let pool = |x: &Tensor| max_pool2d(x, (5, 5), (1, 1), (2, 2));
         let (x, first) = (&t[0], pool(&t[0])?);
         let second = pool(&first)?;
-        Tensor::cat(&[x, &first, &second, &pool(&second)?], 1)
+        Ok(Tensor::cat(&[x, &first, &second, &pool(&second)?], 1)?)
     });
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use candle_core::safetensors::MmapedSafetensors;
 use candle_core::{Device, Tensor, Var};
-use dyconv_kernels::{ConvConfig, Routing, dynamic_conv2d, route};
+use dyconv_kernels::{ConvConfig, Epilogue, Mixing, Routing, dynamic_conv2d};
 
 /// Of the largest value; sums of up to a few hundred terms in f32.
 const TOLERANCE: f32 = 1e-5;
@@ -41,12 +41,18 @@ fn check(path: &Path) {
         _ => Routing::Softmax { temperature: metadata["temperature"].parse().unwrap() },
     };
     let [x, weight, bias, experts] = ["x", "routing.weight", "routing.bias", "cond_conv.weight"].map(variable);
-    let r = route(&x, &weight, &bias, routing).unwrap();
-    let y = dynamic_conv2d(&x, &r, &experts, None, &config).unwrap();
+    let mixing = Mixing::Router { weight: &weight, bias: &bias, routing };
+    let y = dynamic_conv2d(&x, mixing, &experts, None, &Epilogue::default(), &config).unwrap();
     let gradients = (&y * load("dy")).unwrap().sum_all().unwrap().backward().unwrap();
     let gradient = |variable: &Var| gradients.get(variable).unwrap().clone();
+    // Tensors that want no gradient take the way of one fused operation.
+    let [plain_weight, plain_bias] = ["routing.weight", "routing.bias"].map(load);
+    let mixing = Mixing::Router { weight: &plain_weight, bias: &plain_bias, routing };
+    let fused =
+        dynamic_conv2d(&load("x"), mixing, &load("cond_conv.weight"), None, &Epilogue::default(), &config).unwrap();
     for (name, got) in [
         ("y", y.clone()),
+        ("y", fused),
         ("dx", gradient(&x)),
         ("d.routing.weight", gradient(&weight)),
         ("d.routing.bias", gradient(&bias)),

@@ -33,6 +33,7 @@ fn difference(got: &Tensor, expected: &Tensor) -> f32 {
     }) / largest
 }
 
+/// As they are, and with batch normalisation folded into the convolutions.
 #[test]
 fn networks_agree_with_pytorch() {
     let cases = cases();
@@ -49,6 +50,8 @@ fn networks_agree_with_pytorch() {
         if let Some(prototypes) = &outputs.prototypes {
             worst = worst.max(difference(prototypes, &golden("output1")));
         }
+        let folded = model.fold_batch_norm().unwrap().run(&golden("input")).unwrap();
+        worst = worst.max(difference(&folded.main, &golden("output0")));
         if worst > TOLERANCE {
             failures.push(format!("{}: {worst:e}", case.file_stem().unwrap().display()));
         }

@@ -20,12 +20,7 @@ pub(super) fn sigmoid<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
 
 /// `y = x / (1 + exp(-x))`
 pub(super) fn silu<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
-    map(
-        isa,
-        x,
-        y,
-        silu_of,
-    );
+    map(isa, x, y, silu_of);
 }
 
 /// SiLU of one value, without a branch.

@@ -4,9 +4,9 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, copy};
 use super::planes::{Piece, Planes};
-use super::{ConvShape, Epilogue, Kernels};
+use super::{ConvShape, Epilogue, Kernels, mix};
 
 /// Vectors of outputs that are summed at a time.
 const VECTORS: usize = 4;
@@ -44,57 +44,13 @@ pub(super) fn conv2d<I: Isa>(
         Kernels::Mixed { weights, experts } => MIXED.with_borrow_mut(|mixed| {
             let len = shape.batch * shape.kernel_len();
             mixed.resize(len.max(mixed.len()), 0.0);
-            mix_rows(isa, weights, experts, &mut mixed[..len], shape.kernel_len());
+            mix::mix_experts(isa, weights, experts, &mut mixed[..len], shape.kernel_len());
             convolve(isa, x, &mixed[..len], epilogue, y, shape);
         }),
     }
 }
 
-/// Each sample's mixture, as rows of `len` values in the experts' own order.
-pub(super) fn mix_rows<I: Isa>(isa: I, weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
-    /// Values of a task: worth its start, and in a level-1 cache with some experts beside them.
-    const PART: usize = 2048;
-    let count = experts.len() / len;
-    let parts = len.div_ceil(PART);
-    let rows = mixed.len() / len;
-    // Parts of a row are cut by hand: chunks of the whole would cross rows.
-    let mut cut: Vec<&mut [f32]> = Vec::with_capacity(rows * parts);
-    mixed.chunks_exact_mut(len).for_each(|row| cut.extend(row.chunks_mut(PART)));
-    cut.into_par_iter().enumerate().with_min_len(4).for_each(|(index, out)| {
-        let (sample, first) = (index / parts, index % parts * PART);
-        let weights = &weights[sample * count..][..count];
-        isa.run(
-            #[inline(always)]
-            || mix_row(isa, weights, experts, len, first, out),
-        );
-    });
-}
-
-/// `out[i] = sum over e of weights[e] * experts[e * len + first + i]`
-#[inline(always)]
-fn mix_row<I: Isa>(isa: I, weights: &[f32], experts: &[f32], len: usize, first: usize, out: &mut [f32]) {
-    let count = out.len();
-    let whole = count / I::LANES * I::LANES;
-    for at in (0..whole).step_by(I::LANES) {
-        let mut sum = isa.splat(0.0);
-        for (weight, expert) in weights.iter().zip(experts.chunks_exact(len)) {
-            sum = isa.fma(isa.splat(*weight), isa.load(&expert[first + at..][..I::LANES]), sum);
-        }
-        isa.store(&mut out[at..][..I::LANES], sum);
-    }
-    for at in whole..count {
-        out[at] = weights.iter().zip(experts.chunks_exact(len)).map(|(w, e)| w * e[first + at]).sum();
-    }
-}
-
-fn convolve<I: Isa>(
-    isa: I,
-    x: &[f32],
-    kernels: &[f32],
-    epilogue: &Epilogue<'_>,
-    y: &mut [f32],
-    shape: &ConvShape,
-) {
+fn convolve<I: Isa>(isa: I, x: &[f32], kernels: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32], shape: &ConvShape) {
     let window = shape.config.kernel.0 * shape.config.kernel.1;
     let sets = kernels.len() / window;
     let map = shape.input.0 * shape.input.1;
@@ -128,7 +84,10 @@ fn channel<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &Con
         let needed = planes.channel_len() + VECTORS * I::LANES;
         scratch.plane.resize(needed.max(scratch.plane.len()), 0.0);
         scratch.sums.resize(padded.max(scratch.sums.len()), 0.0);
-        planes.fill(shape, x, &mut scratch.plane[..planes.channel_len()]);
+        if planes.bordered(shape) {
+            scratch.plane[..planes.channel_len()].fill(0.0);
+        }
+        planes.fill(isa, shape, x, &mut scratch.plane[..planes.channel_len()]);
         planes.offsets(shape, 1, &mut scratch.offsets);
         for (number, sums) in scratch.sums[..padded].chunks_exact_mut(VECTORS * I::LANES).enumerate() {
             let pixels = &scratch.plane[number * VECTORS * I::LANES..];
@@ -145,7 +104,7 @@ fn channel<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &Con
             }
         }
         for (row, sums) in y.chunks_exact_mut(width).zip(scratch.sums.chunks(planes.row())) {
-            row.copy_from_slice(&sums[..width]);
+            copy(isa, sums, row);
         }
     }
 }

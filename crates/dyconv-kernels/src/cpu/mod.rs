@@ -9,11 +9,13 @@ mod conformance;
 mod conv;
 mod depthwise;
 mod isa;
+mod mix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
 mod planes;
 mod pool;
+mod route;
 mod scalar;
 #[cfg(test)]
 mod tests;
@@ -125,7 +127,9 @@ impl PackedKernels {
 
     fn for_isa(isa: IsaName, kernels: &[f32], shape: &ConvShape) -> Self {
         assert_eq!(kernels.len(), shape.kernel_len());
-        let Some(values) = with(isa, Pack { kernels, shape }) else { unreachable!("{isa:?} was not found on this CPU") };
+        let Some(values) = with(isa, Pack { kernels, shape }) else {
+            unreachable!("{isa:?} was not found on this CPU")
+        };
         Self { isa, kernel_len: kernels.len(), values }
     }
 
@@ -185,6 +189,77 @@ fn conv2d_on(
     let job = Conv { x, kernels, epilogue, y, shape };
     if with(isa, job).is_none() {
         unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+/// `mixed[b] = sum over e of weights[b][e] * experts[e]`, for experts of `len` values.
+///
+/// # Panics
+/// Where `len` is zero, or the slices do not hold whole rows of one batch and one number of experts.
+pub fn mix_experts(weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
+    mix_experts_on(chosen(), weights, experts, mixed, len);
+}
+
+fn mix_experts_on(isa: IsaName, weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
+    assert!(mixed.len().is_multiple_of(len) && experts.len().is_multiple_of(len));
+    assert_eq!(weights.len(), mixed.len() / len * (experts.len() / len));
+    if with(isa, Mix { weights, experts, mixed, len }).is_none() {
+        unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+struct Mix<'a> {
+    weights: &'a [f32],
+    experts: &'a [f32],
+    mixed: &'a mut [f32],
+    len: usize,
+}
+
+impl Job for Mix<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        mix::mix_experts(isa, self.weights, self.experts, self.mixed, self.len);
+    }
+}
+
+/// Routing weights `r`, `[batch, K]`, of maps `x`, `[batch, channels, pixels]`; `weight` is `[K, channels]`, `bias` `[K]`.
+///
+/// # Panics
+/// Where a slice is empty, or not as long as the others say.
+pub fn route(x: &[f32], weight: &[f32], bias: &[f32], routing: crate::Routing, r: &mut [f32], channels: usize) {
+    route_on(chosen(), x, weight, bias, routing, r, channels);
+}
+
+fn route_on(
+    isa: IsaName,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    routing: crate::Routing,
+    r: &mut [f32],
+    channels: usize,
+) {
+    assert!(![x.len(), bias.len(), channels].contains(&0));
+    assert!(weight.len() == bias.len() * channels && r.len().is_multiple_of(bias.len()));
+    assert!(x.len().is_multiple_of(r.len() / bias.len() * channels));
+    if with(isa, Route { x, weight, bias, routing, r, channels }).is_none() {
+        unreachable!("{isa:?} was not found on this CPU");
+    }
+}
+
+struct Route<'a> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    routing: crate::Routing,
+    r: &'a mut [f32],
+    channels: usize,
+}
+
+impl Job for Route<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        route::route(isa, self.x, self.weight, self.bias, self.routing, self.r, self.channels);
     }
 }
 

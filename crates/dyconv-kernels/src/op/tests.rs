@@ -1,6 +1,6 @@
 //! The operation against its plain twin: values, and gradients by the twin's own and by finite differences.
 
-use candle_core::{Device, Var};
+use candle_core::{DType, Device, Var};
 
 use super::*;
 
@@ -39,7 +39,7 @@ fn values_and_gradients_agree_with_the_twin() {
     for (channels, out, config) in configs() {
         let values = out * (channels / config.groups) * config.kernel.0 * config.kernel.1;
         for sets in [3, 1] {
-            let run = |convolve: &dyn Fn(&Tensor, &Tensor) -> Result<Tensor>| {
+            let run = |convolve: &dyn Fn(&Tensor, &Tensor) -> candle_core::Result<Tensor>| {
                 let (x, k) = (
                     Var::from_tensor(&wave(&[3, channels, 7, 9], 0.1)).unwrap(),
                     Var::from_tensor(&wave(&[sets, values], 0.5)).unwrap(),
@@ -49,7 +49,7 @@ fn values_and_gradients_agree_with_the_twin() {
                 let gradients = (&y * wave(y.dims(), 0.9)).unwrap().sum_all().unwrap().backward().unwrap();
                 (y, gradients.get(&x).unwrap().clone(), gradients.get(&k).unwrap().clone())
             };
-            let ours = run(&|x, k| convolve(x, k, &config));
+            let ours = run(&|x, k| convolve_any(x, k, &config));
             let twin = run(&|x, k| reference::convolve(x, k, &config));
             for (what, ours, twin) in [("y", &ours.0, &twin.0), ("dx", &ours.1, &twin.1), ("dk", &ours.2, &twin.2)] {
                 let worst = difference(ours, twin);
@@ -75,15 +75,26 @@ fn misfits_are_named() {
     let config = ConvConfig { kernel: (3, 3), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
     let zeros = |shape: &[usize]| Tensor::zeros(shape, DType::F32, &Device::Cpu).unwrap();
     let x = zeros(&[2, 3, 5, 5]);
+    let doubles = zeros(&[2, 27]).to_dtype(DType::F64).unwrap();
     for (outcome, expected) in [
-        (conv2d_per_sample(&x, &zeros(&[3, 27]), &config), "one row for each of 2 samples, it has 3"),
-        (conv2d_per_sample(&x, &zeros(&[2, 28]), &config), "a multiple of 27 taps"),
+        (
+            conv2d_per_sample(&x, &zeros(&[3, 27]), &config),
+            "`kernels` must be [2, values], a row a sample, it is [3, 27]",
+        ),
+        (conv2d_per_sample(&x, &zeros(&[2, 28]), &config), "`kernels` must be of a multiple of 27 values a sample"),
+        (conv2d_per_sample(&x, &zeros(&[2, 3, 9]), &config), "`kernels` must be [B, values], it is [2, 3, 9]"),
+        (conv2d_per_sample(&zeros(&[3, 5, 5]), &zeros(&[3, 27]), &config), "`x` must be [B, C, H, W], it is [3, 5, 5]"),
+        (conv2d_per_sample(&x, &doubles, &config), "`kernels` must be f32 as `x`, it is f64"),
         (
             conv2d_per_sample(&x, &zeros(&[2, 27]), &ConvConfig { groups: 2, ..config }),
-            "3 channels do not divide by 2 groups",
+            "`x` must be [B, channels in 2 groups, H, W], it is [2, 3, 5, 5]: 3 channels do not divide",
         ),
-        (conv2d_per_sample(&x, &zeros(&[2, 27]), &ConvConfig { stride: (0, 1), ..config }), "must be at least 1"),
-        (conv2d_per_sample(&zeros(&[2, 3, 2, 5]), &zeros(&[2, 27]), &config), "does not fit into a map of 2x5"),
+        (conv2d_per_sample(&x, &zeros(&[2, 27]), &ConvConfig { stride: (0, 1), ..config }), "of at least 1"),
+        (
+            conv2d_per_sample(&x, &zeros(&[2, 27]), &ConvConfig { dilation: (usize::MAX, 1), ..config }),
+            "`x` must be a map that a window of (3, 3) fits into",
+        ),
+        (conv2d_per_sample(&zeros(&[2, 3, 2, 5]), &zeros(&[2, 27]), &config), "it is of 2x5 pixels"),
         (conv2d(&x, &zeros(&[4, 2, 3, 3]), &config), "`weight` must be [out, 3 / 1 groups, 3, 3], it is [4, 2, 3, 3]"),
         (conv_transpose2d(&x, &zeros(&[4, 2, 3, 3]), &config, 0), "`weight` must be [3, out / 1 groups, 3, 3]"),
     ] {

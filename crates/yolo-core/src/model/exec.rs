@@ -3,19 +3,20 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 use dyconv_kernels::{
-    ConvConfig, Routing, conv_transpose2d, conv2d, dynamic_conv2d, max_pool2d, route, scale_shift, sigmoid, silu,
-    upsample_nearest2d,
+    BatchNorm, ConvConfig, Mixing, Routing, conv_transpose2d, dynamic_conv2d, max_pool2d, route, scale_shift, sigmoid,
+    silu, upsample_nearest2d,
 };
 
 use super::{Model, decode};
 use crate::config::Activation;
-use crate::graph::{ConvGeometry, Op, ParamId, RouteActivation, RouteOp};
+use crate::graph::{ConvGeometry, NodeId, Op, ParamId, RouteActivation, RouteOp};
 
 /// YOLOv5 sets this on every batch normalisation.
-const BATCH_NORM_EPS: f64 = 1e-3;
+pub(super) const BATCH_NORM_EPS: f64 = 1e-3;
 
 /// Runs one operation; `inputs` are those of its node.
-pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> {
+pub(super) fn run(model: &Model, id: NodeId, inputs: &[&Tensor]) -> Result<Tensor> {
+    let op = &model.graph.nodes()[id].op;
     let Some(&x) = inputs.first() else { bail!("an operation without input") };
     let second =
         || inputs.get(1).copied().ok_or_else(|| candle_core::Error::msg("an operation lacks its second input"));
@@ -23,24 +24,27 @@ pub(super) fn run(model: &Model, op: &Op, inputs: &[&Tensor]) -> Result<Tensor> 
     match op {
         Op::Input => Ok(x.clone()),
         Op::Conv2d { weight, bias, geometry } => {
-            add_bias(conv2d(x, param(*weight), &config(geometry))?, bias.map(param))
+            let (experts, bias) = (param(*weight).unsqueeze(0)?, bias.map(|id| param(id).unsqueeze(0)).transpose()?);
+            Ok(dynamic_conv2d(x, Mixing::Single, &experts, bias.as_ref(), &model.epilogue(id), &config(geometry))?)
         }
         Op::ConvTranspose2d { weight, bias, geometry, output_padding } => {
             add_bias(conv_transpose2d(x, param(*weight), &config(geometry), *output_padding)?, bias.map(param))
         }
         Op::Route { route, .. } => run_route(x, route, param),
         Op::DynamicConv2d { experts, bias, geometry, .. } => {
-            dynamic_conv2d(x, second()?, param(*experts), bias.map(param), &config(geometry))
+            let (mixing, bias) = (Mixing::Weights(second()?), bias.map(param));
+            Ok(dynamic_conv2d(x, mixing, param(*experts), bias, &model.epilogue(id), &config(geometry))?)
         }
+        Op::BatchNorm { .. } if model.folded.contains(&id) => Ok(x.clone()),
         Op::BatchNorm { weight, bias, mean, var } => {
             batch_norm(x, param(*weight), param(*bias), param(*mean), param(*var))
         }
         Op::Activation(activation) => activate(x, *activation),
         Op::MaxPool2d { kernel, stride, padding } => {
-            max_pool2d(x, (*kernel, *kernel), (*stride, *stride), (*padding, *padding))
+            Ok(max_pool2d(x, (*kernel, *kernel), (*stride, *stride), (*padding, *padding))?)
         }
         Op::ZeroPad2d(sides) => pad(x, *sides),
-        Op::Upsample { scale } => upsample_nearest2d(x, (*scale, *scale)),
+        Op::Upsample { scale } => Ok(upsample_nearest2d(x, (*scale, *scale))?),
         Op::Add => x + second()?,
         Op::Concat => Tensor::cat(inputs, 1),
         Op::Narrow { channels } => x.narrow(1, 0, *channels),
@@ -85,13 +89,13 @@ fn run_route<'a>(x: &Tensor, op: &RouteOp, param: impl Fn(ParamId) -> &'a Tensor
                 RouteActivation::Sigmoid => Routing::Sigmoid,
                 RouteActivation::Softmax { temperature } => Routing::Softmax { temperature },
             };
-            route(x, param(weight), param(bias), routing)
+            Ok(route(x, param(weight), param(bias), routing)?)
         }
         RouteOp::Attention { squeeze, weight, bias, temperature } => {
             let pooled = x.mean((2, 3))?;
             let hidden = pooled.matmul(&param(squeeze).flatten_from(1)?.t()?)?.relu()?;
             let logits = hidden.matmul(&param(weight).flatten_from(1)?.t()?)?.broadcast_add(param(bias))?;
-            Routing::Softmax { temperature }.activate(&logits)
+            Ok(Routing::Softmax { temperature }.activate(&logits)?)
         }
     }
 }
@@ -99,15 +103,16 @@ fn run_route<'a>(x: &Tensor, op: &RouteOp, param: impl Fn(ParamId) -> &'a Tensor
 /// Batch normalisation by running statistics, as one scale and one shift a channel.
 fn batch_norm(x: &Tensor, weight: &Tensor, bias: &Tensor, mean: &Tensor, var: &Tensor) -> Result<Tensor> {
     let [weight, bias, mean, var] = [weight, bias, mean, var].map(|t| t.to_dtype(DType::F32));
-    let scale = (weight? / (var? + BATCH_NORM_EPS)?.sqrt()?)?;
-    let shift = (bias? - (mean? * &scale)?)?;
-    scale_shift(x, &scale, &shift)
+    let (weight, bias, mean, var) = (weight?, bias?, mean?, var?);
+    let norm = BatchNorm { weight: &weight, bias: &bias, mean: &mean, var: &var, eps: BATCH_NORM_EPS };
+    let (scale, shift) = norm.scale_shift()?;
+    Ok(scale_shift(x, &scale, &shift)?)
 }
 
 fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
     match activation {
         Activation::Identity => Ok(x.clone()),
-        Activation::SiLU => silu(x),
+        Activation::SiLU => Ok(silu(x)?),
         Activation::ReLU => x.relu(),
         Activation::ReLU6 => x.clamp(0.0, 6.0),
         Activation::LeakyReLU(slope) => x.relu()? - (x.neg()?.relu()? * slope)?,
@@ -115,7 +120,7 @@ fn activate(x: &Tensor, activation: Activation) -> Result<Tensor> {
         // ln(1 + exp(x)), kept from overflowing.
         Activation::Mish => x * (x.relu()? + (x.abs()?.neg()?.exp()? + 1.0)?.log()?)?.tanh()?,
         Activation::GELU => x.gelu_erf(),
-        Activation::Sigmoid => sigmoid(x),
+        Activation::Sigmoid => Ok(sigmoid(x)?),
         Activation::Tanh => x.tanh(),
     }
 }

@@ -2,6 +2,9 @@
 
 mod decode;
 mod exec;
+mod fold;
+
+use std::collections::{BTreeMap, BTreeSet};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init as CandleInit, Module, VarBuilder};
@@ -18,6 +21,10 @@ pub struct Model {
     params: Vec<Tensor>,
     /// For each node, the last node that reads it.
     last_use: Vec<NodeId>,
+    /// Batch normalisations that the convolution before them does.
+    folded: BTreeSet<NodeId>,
+    /// What such a convolution adds to its channels.
+    shifts: BTreeMap<NodeId, Tensor>,
 }
 
 /// What one forward pass gives.
@@ -59,7 +66,7 @@ impl Model {
         for (i, node) in graph.nodes().iter().enumerate() {
             node.inputs.iter().for_each(|&input| last_use[input] = i);
         }
-        Ok(Self { graph, params, last_use })
+        Ok(Self { graph, params, last_use, folded: BTreeSet::new(), shifts: BTreeMap::new() })
     }
 
     /// Takes the network's parameters from a weights file, which must hold exactly these.
@@ -123,7 +130,7 @@ impl Model {
                         node.inputs.iter().map(|&input| values[input].as_ref()).collect();
                     let inputs = inputs
                         .ok_or_else(|| Error::Candle(candle_core::Error::msg("a value was dropped too early")))?;
-                    exec::run(self, &node.op, &inputs).map_err(|e| self.graph.layer_error(node.layer, e.to_string()))?
+                    exec::run(self, i, &inputs).map_err(|e| self.graph.layer_error(node.layer, e.to_string()))?
                 }
             };
             values[i] = Some(value);

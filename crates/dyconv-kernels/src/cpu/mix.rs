@@ -1,0 +1,49 @@
+//! Mixtures of experts, in the experts' own order.
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+
+/// Values of a task: worth its start, and in a level-1 cache with some experts beside them.
+const PART: usize = 2048;
+/// Vectors that are mixed at a time.
+const VECTORS: usize = 4;
+
+/// `mixed[b][i] = sum over e of weights[b][e] * experts[e][i]`, rows of `len` values.
+pub(super) fn mix_experts<I: Isa>(isa: I, weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
+    let count = experts.len() / len;
+    // Tasks over the parts of all rows, though a part is no fixed piece of the whole: the last one of a row is shorter.
+    let rows = mixed.par_chunks_exact_mut(len).enumerate();
+    let tasks =
+        rows.flat_map(|(row, mixed)| mixed.par_chunks_mut(PART).enumerate().map(move |(part, out)| (row, part, out)));
+    tasks.for_each(|(row, part, out)| {
+        let weights = &weights[row * count..][..count];
+        isa.run(
+            #[inline(always)]
+            || mix(isa, weights, experts, len, part * PART, out),
+        );
+    });
+}
+
+/// `out[i] = sum over e of weights[e] * experts[e * len + first + i]`
+#[inline(always)]
+fn mix<I: Isa>(isa: I, weights: &[f32], experts: &[f32], len: usize, first: usize, out: &mut [f32]) {
+    let block = VECTORS * I::LANES;
+    let whole = out.len() / block * block;
+    for at in (0..whole).step_by(block) {
+        let mut sums = [isa.splat(0.0); VECTORS];
+        for (weight, expert) in weights.iter().zip(experts.chunks_exact(len)) {
+            let values = &expert[first + at..][..block];
+            let weight = isa.splat(*weight);
+            for j in 0..VECTORS {
+                sums[j] = isa.fma(weight, isa.load(&values[j * I::LANES..][..I::LANES]), sums[j]);
+            }
+        }
+        for j in 0..VECTORS {
+            isa.store(&mut out[at + j * I::LANES..][..I::LANES], sums[j]);
+        }
+    }
+    for at in whole..out.len() {
+        out[at] = weights.iter().zip(experts.chunks_exact(len)).map(|(w, e)| w * e[first + at]).sum();
+    }
+}

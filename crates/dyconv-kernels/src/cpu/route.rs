@@ -1,0 +1,109 @@
+//! Routing weights: every map is read once for its sum, and what follows is a few hundred products.
+
+use std::cell::RefCell;
+
+use rayon::prelude::*;
+
+use super::isa::Isa;
+use crate::Routing;
+
+/// Values of maps that a task sums, about: worth its start.
+const TASK_VALUES: usize = 16 * 1024;
+/// Sums that run beside each other, so that none waits for another.
+const VECTORS: usize = 4;
+
+thread_local! {
+    /// Averages of all maps, kept by the thread that called.
+    static AVERAGES: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// `r[b] = activation(weight * average(x[b]) + bias)`; `weight` is `[K, channels]`.
+pub(super) fn route<I: Isa>(
+    isa: I,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    routing: Routing,
+    r: &mut [f32],
+    channels: usize,
+) {
+    let maps = r.len() / bias.len() * channels;
+    let pixels = x.len() / maps;
+    AVERAGES.with_borrow_mut(|averages| {
+        averages.resize(maps.max(averages.len()), 0.0);
+        let averages = &mut averages[..maps];
+        let least = (TASK_VALUES / pixels).max(1);
+        let each = averages.par_iter_mut().zip(x.par_chunks_exact(pixels)).with_min_len(least);
+        each.for_each(|(average, map)| {
+            isa.run(
+                #[inline(always)]
+                || *average = sum(isa, map) / pixels as f32,
+            );
+        });
+        for (r, averages) in r.chunks_exact_mut(bias.len()).zip(averages.chunks_exact(channels)) {
+            isa.run(
+                #[inline(always)]
+                || {
+                    for ((r, weight), bias) in r.iter_mut().zip(weight.chunks_exact(channels)).zip(bias) {
+                        *r = bias + dot(isa, weight, averages);
+                    }
+                },
+            );
+            activate(r, routing);
+        }
+    });
+}
+
+/// Turns logits into weights in place.
+fn activate(logits: &mut [f32], routing: Routing) {
+    match routing {
+        Routing::Sigmoid => logits.iter_mut().for_each(|l| *l = 1.0 / (1.0 + (-*l).exp())),
+        Routing::Softmax { temperature } => {
+            // As the twin does: the largest first, and no temperature below the one at which it is a choice of one.
+            let factor = (1.0 / temperature.max(2e-5)) as f32;
+            let largest = logits.iter().fold(f32::NEG_INFINITY, |max, l| max.max(*l));
+            logits.iter_mut().for_each(|l| *l = ((*l - largest) * factor).exp());
+            let sum: f32 = logits.iter().sum();
+            logits.iter_mut().for_each(|l| *l /= sum);
+        }
+    }
+}
+
+#[inline(always)]
+fn sum<I: Isa>(isa: I, values: &[f32]) -> f32 {
+    let one = isa.splat(1.0);
+    let mut sums = [isa.splat(0.0); VECTORS];
+    let mut blocks = values.chunks_exact(VECTORS * I::LANES);
+    for block in blocks.by_ref() {
+        for j in 0..VECTORS {
+            sums[j] = isa.fma(one, isa.load(&block[j * I::LANES..][..I::LANES]), sums[j]);
+        }
+    }
+    across(isa, sums) + blocks.remainder().iter().sum::<f32>()
+}
+
+#[inline(always)]
+fn dot<I: Isa>(isa: I, a: &[f32], b: &[f32]) -> f32 {
+    let mut sums = [isa.splat(0.0); VECTORS];
+    let (mut left, mut right) = (a.chunks_exact(VECTORS * I::LANES), b.chunks_exact(VECTORS * I::LANES));
+    for (a, b) in left.by_ref().zip(right.by_ref()) {
+        for j in 0..VECTORS {
+            let (a, b) = (&a[j * I::LANES..][..I::LANES], &b[j * I::LANES..][..I::LANES]);
+            sums[j] = isa.fma(isa.load(a), isa.load(b), sums[j]);
+        }
+    }
+    let rest = left.remainder().iter().zip(right.remainder()).map(|(a, b)| a * b);
+    across(isa, sums) + rest.sum::<f32>()
+}
+
+/// The sum of all lanes.
+#[inline(always)]
+fn across<I: Isa>(isa: I, sums: [I::F32; VECTORS]) -> f32 {
+    /// The widest vector there is.
+    const LANES: usize = 16;
+    let mut lanes = [0.0; LANES * VECTORS];
+    for j in 0..VECTORS {
+        isa.store(&mut lanes[j * I::LANES..][..I::LANES], sums[j]);
+    }
+    lanes[..VECTORS * I::LANES].iter().sum()
+}
