@@ -91,6 +91,10 @@ pub fn dynamic_conv2d(
     let operands = [Some(x), routing.as_ref(), Some(experts), bias, epilogue.scale, epilogue.shift];
     let tracked = operands.into_iter().flatten().any(Tensor::track_op);
     let experts = experts.flatten_from(1)?;
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if !tracked && crate::gpu::tensor::takes(x) && x.elem_count() > 0 && count * values > 0 {
+        return on_gpu(x, routing.as_ref(), &experts, bias, epilogue, &shape);
+    }
     if tracked || !on_cpu(x) || x.elem_count() == 0 || count * values == 0 {
         return steps(x, routing.as_ref(), &experts, bias, epilogue, config);
     }
@@ -123,16 +127,49 @@ fn steps(
     };
     if let Some(bias) = bias {
         let bias = routing.map_or_else(|| Ok(bias.clone()), |routing| mix_experts(routing, bias))?;
+        #[cfg(any(feature = "cuda", feature = "metal"))]
+        if crate::gpu::tensor::takes(x) && y.elem_count() > 0 {
+            return after_bias(crate::gpu::tensor::add_bias(&y, &bias)?, epilogue);
+        }
         y = y.broadcast_add(&bias.unsqueeze(2)?.unsqueeze(3)?)?;
     }
+    after_bias(y, epilogue)
+}
+
+/// Scale, shift and activation.
+fn after_bias(mut y: Tensor, epilogue: &Epilogue<'_>) -> Result<Tensor> {
     let channels = y.dim(1)?;
-    let constant = |value: f64| -> Result<Tensor> { Ok((Tensor::zeros(channels, x.dtype(), x.device())? + value)?) };
+    let (dtype, device) = (y.dtype(), y.device().clone());
+    let constant = |value: f64| -> Result<Tensor> { Ok((Tensor::zeros(channels, dtype, &device)? + value)?) };
     if epilogue.scale.is_some() || epilogue.shift.is_some() {
         let scale = epilogue.scale.map_or_else(|| constant(1.0), |scale| Ok(scale.clone()))?;
         let shift = epilogue.shift.map_or_else(|| constant(0.0), |shift| Ok(shift.clone()))?;
         y = scale_shift(&y, &scale, &shift)?;
     }
     if epilogue.silu { silu(&y) } else { Ok(y) }
+}
+
+/// Mixing, then convolution and epilogue in one launch.
+#[cfg(any(feature = "cuda", feature = "metal"))]
+fn on_gpu(
+    x: &Tensor,
+    routing: Option<&Tensor>,
+    experts: &Tensor,
+    bias: Option<&Tensor>,
+    epilogue: &Epilogue<'_>,
+    shape: &ConvShape,
+) -> Result<Tensor> {
+    let mixed = |experts: &Tensor| match routing {
+        Some(routing) => mix_experts(routing, experts),
+        None => Ok(experts.clone()),
+    };
+    let tail = crate::gpu::tensor::Fused {
+        bias: bias.map(|bias| Ok::<_, crate::Error>(mixed(bias)?.contiguous()?)).transpose()?,
+        scale: epilogue.scale.map(Tensor::contiguous).transpose()?,
+        shift: epilogue.shift.map(Tensor::contiguous).transpose()?,
+        silu: epilogue.silu,
+    };
+    Ok(crate::gpu::tensor::convolve_fused(x, &mixed(experts)?, shape, tail)?)
 }
 
 /// What is added to the scaled sums: `[B, Cout]` or `[Cout]` values.

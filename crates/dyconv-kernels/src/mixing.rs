@@ -25,6 +25,10 @@ pub fn mix_experts(r: &Tensor, experts: &Tensor) -> Result<Tensor> {
     if on_cpu(r) {
         return Ok(r.contiguous()?.apply_op2(&experts.contiguous()?, Mix)?);
     }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if crate::gpu::tensor::takes(r) {
+        return Ok(crate::gpu::tensor::mix_experts(r, experts)?);
+    }
     Ok(r.matmul(experts)?)
 }
 

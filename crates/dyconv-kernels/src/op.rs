@@ -109,6 +109,11 @@ fn convolve_any(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> candle_cor
     if on_cpu(x) && x.elem_count() > 0 && kernels.elem_count() > 0 {
         return x.contiguous()?.apply_op2(&kernels.contiguous()?, Convolution { config: *config });
     }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if crate::gpu::tensor::takes(x) && kernels.elem_count() > 0 {
+        let shape = shape(Operation("convolution"), "kernels", x.dims(), kernels.dim(1)?, config)?;
+        return crate::gpu::tensor::convolve(x, kernels, &shape);
+    }
     reference::convolve(x, kernels, config)
 }
 

@@ -57,6 +57,10 @@ pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Re
     if on_cpu(x) && batch > 0 && channels > 0 {
         return Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Route { routing })?);
     }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if crate::gpu::tensor::takes(x) {
+        return Ok(crate::gpu::tensor::route(x, weight, bias, routing)?);
+    }
     Ok(reference::route(x, weight, bias, routing)?)
 }
 

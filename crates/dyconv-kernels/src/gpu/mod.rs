@@ -14,6 +14,8 @@ pub mod mix;
 pub mod ops;
 mod params;
 pub mod route;
+#[cfg(any(feature = "cuda", feature = "metal"))]
+pub(crate) mod tensor;
 #[cfg(test)]
 mod tests;
 

@@ -10,6 +10,9 @@ const PLANE_THREADS: u32 = 128;
 /// Values of a sample beyond which one block takes longer to pool it than the launch of another kernel costs.
 const SMALL_MAP: usize = 32_768;
 
+/// At this temperature a softmax is a choice of one; the reciprocal of a lower one might not be finite.
+const COLDEST: f64 = 2e-5;
+
 /// Sizes of a routing: maps `[batch, channels, pixels]`, `experts` weights a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Route {
@@ -133,7 +136,7 @@ impl Route {
     fn params(&self) -> Result<RouteParams, TooLarge> {
         let (softmax, logit_scale) = match self.routing {
             Routing::Sigmoid => (0, 1.0),
-            Routing::Softmax { temperature } => (flag::SOFTMAX, 1.0 / temperature),
+            Routing::Softmax { temperature } => (flag::SOFTMAX, 1.0 / temperature.max(COLDEST)),
         };
         Ok(RouteParams {
             batch: word("the batch", self.batch)?,
