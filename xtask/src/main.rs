@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate talks to the terminal")]
 
 mod arm;
+mod bench;
 mod build_kernels;
 mod check_gpu;
 mod deny;
@@ -27,6 +28,8 @@ cargo xtask <verb>
          --driver    the CUDA kernels through Candle's own CUDA device, on a stand-in for NVIDIA's driver (minutes)
   mutants
          every mistake that is put into the GPU kernels, and what catches it
+  bench  dyconv: dynamic convolution beside static convolution and Candle's own
+         --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, then lint
 
@@ -45,6 +48,8 @@ fn main() -> ExitCode {
         ["test", "--arm"] => arm::run(),
         ["test", "--miri"] => miri::run(),
         ["test", "--sanitize"] => sanitize::run(),
+        ["bench", "dyconv"] => bench::run(false),
+        ["bench", "dyconv", "--torch"] => bench::run(true),
         ["lint"] => lint::run(),
         ["ci"] => test::run().and_then(|()| lint::run()),
         ["build-kernels", options @ ..] => build_kernels::run(options),

@@ -40,18 +40,20 @@ fn pool_shape(
 ) -> Result<PoolShape> {
     const POOL: Operation = Operation("max_pool2d");
     let &[_, _, height, width] = x else { return Err(POOL.wrong("x", "[B, C, H, W]", format!("{x:?}"))) };
-    if height == 0 || width == 0 || u32::try_from(height.saturating_mul(width)).is_err() {
-        return Err(POOL.wrong("x", "a map of 1 to 2^32 - 1 pixels", format!("{height}x{width}")));
-    }
     if stride.0 == 0 || stride.1 == 0 {
         return Err(POOL.wrong("stride", "at least 1", format!("{stride:?}")));
     }
     if padding.0 >= kernel.0 || padding.1 >= kernel.1 {
         return Err(POOL.wrong("padding", format!("less than `kernel` {kernel:?}"), format!("{padding:?}")));
     }
+    let padded = |size: usize, padding: usize| padding.checked_mul(2)?.checked_add(size);
+    let pixels = padded(height, padding.0).zip(padded(width, padding.1)).and_then(|(h, w)| h.checked_mul(w));
+    if height == 0 || width == 0 || pixels.is_none_or(|pixels| u32::try_from(pixels).is_err()) {
+        let got = format!("{height}x{width} with padding {padding:?}");
+        return Err(POOL.wrong("x", "a map of 1 to 2^32 - 1 pixels", got));
+    }
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize| {
-        let room = padding.checked_mul(2)?.checked_add(size)?.checked_sub(kernel)?;
-        Some(room / stride + 1)
+        Some((size + 2 * padding).checked_sub(kernel)? / stride + 1)
     };
     let (Some(out_height), Some(out_width)) =
         (axis(height, kernel.0, stride.0, padding.0), axis(width, kernel.1, stride.1, padding.1))
@@ -256,9 +258,9 @@ mod tests {
             ),
             (max_pool2d(&x, (2, 2), (0, 1), (0, 0)), "`stride` must be at least 1, it is (0, 1)"),
             (max_pool2d(&x, (2, 2), (1, 1), (0, 2)), "`padding` must be less than `kernel` (2, 2), it is (0, 2)"),
-            (max_pool2d(&x, (usize::MAX, 2), (1, 1), (usize::MAX - 1, 0)), "`kernel` must be a window that fits"),
+            (max_pool2d(&x, (usize::MAX, 2), (1, 1), (usize::MAX - 1, 0)), "a map of 1 to 2^32 - 1 pixels"),
             (max_pool2d(&x.squeeze(0).unwrap(), (2, 2), (1, 1), (0, 0)), "`x` must be [B, C, H, W], it is [2, 3, 4]"),
-            (max_pool2d(&x.narrow(2, 0, 0).unwrap(), (2, 2), (1, 1), (1, 1)), "it is 0x4"),
+            (max_pool2d(&x.narrow(2, 0, 0).unwrap(), (2, 2), (1, 1), (1, 1)), "it is 0x4 with padding (1, 1)"),
         ] {
             let text = outcome.unwrap_err().to_string();
             assert!(text.contains(expected), "{text}");

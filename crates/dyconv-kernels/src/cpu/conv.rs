@@ -8,7 +8,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, copy};
 use super::pack::{self, Packing};
 use super::planes::{Piece, Planes};
 use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
@@ -265,6 +265,9 @@ impl Job<'_> {
         let numbers = planes.numbers();
         let needed = self.chunk * planes.channel_len() + columns;
         scratch.planes.resize(needed.max(scratch.planes.len()), 0.0);
+        if planes.bordered(shape) {
+            scratch.planes[..needed].fill(0.0);
+        }
         planes.offsets(shape, self.chunk, &mut scratch.offsets);
         let window = shape.config.kernel.0 * shape.config.kernel.1;
         let map = shape.input.0 * shape.input.1;
@@ -279,7 +282,7 @@ impl Job<'_> {
                 if let Some(later) = maps.get(AHEAD * map..(AHEAD + 1) * map) {
                     later[area.clone()].chunks(16).for_each(|line| isa.prefetch(line));
                 }
-                planes.fill(shape, &maps[..map], planes_of);
+                planes.fill(isa, shape, &maps[..map], planes_of);
             }
             let offsets = Offsets::new(&scratch.offsets[..count * window]);
             let step = Step { isa, planes: &planes, start: first == 0, end: first + count == channels };
@@ -325,21 +328,20 @@ impl Job<'_> {
     }
 }
 
-/// Writes values, or adds them; a call of the C library's copy would cost more than it does.
+/// Writes values, or adds them.
 #[inline(always)]
 fn put<I: Isa>(isa: I, values: &[f32], target: &mut [f32], add: bool) {
+    if !add {
+        return copy(isa, values, target);
+    }
     let one = isa.splat(1.0);
     let mut targets = target.chunks_exact_mut(I::LANES);
     let mut sources = values.chunks_exact(I::LANES);
     for (target, source) in targets.by_ref().zip(sources.by_ref()) {
-        let mut value = isa.load(source);
-        if add {
-            value = isa.fma(one, isa.load(target), value);
-        }
-        isa.store(target, value);
+        isa.store(target, isa.fma(one, isa.load(target), isa.load(source)));
     }
     let rest = targets.into_remainder().iter_mut().zip(sources.remainder());
-    rest.for_each(|(target, value)| *target = if add { *target + *value } else { *value });
+    rest.for_each(|(target, value)| *target += *value);
 }
 
 /// Where in its work a job is.

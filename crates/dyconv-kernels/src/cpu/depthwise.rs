@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, copy};
 use super::planes::{Piece, Planes};
 use super::{ConvShape, Epilogue, Kernels, mix};
 
@@ -84,7 +84,10 @@ fn channel<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &Con
         let needed = planes.channel_len() + VECTORS * I::LANES;
         scratch.plane.resize(needed.max(scratch.plane.len()), 0.0);
         scratch.sums.resize(padded.max(scratch.sums.len()), 0.0);
-        planes.fill(shape, x, &mut scratch.plane[..planes.channel_len()]);
+        if planes.bordered(shape) {
+            scratch.plane[..planes.channel_len()].fill(0.0);
+        }
+        planes.fill(isa, shape, x, &mut scratch.plane[..planes.channel_len()]);
         planes.offsets(shape, 1, &mut scratch.offsets);
         for (number, sums) in scratch.sums[..padded].chunks_exact_mut(VECTORS * I::LANES).enumerate() {
             let pixels = &scratch.plane[number * VECTORS * I::LANES..];
@@ -101,7 +104,7 @@ fn channel<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &Con
             }
         }
         for (row, sums) in y.chunks_exact_mut(width).zip(scratch.sums.chunks(planes.row())) {
-            row.copy_from_slice(&sums[..width]);
+            copy(isa, sums, row);
         }
     }
 }

@@ -27,6 +27,28 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     fn run<R>(self, body: impl FnOnce() -> R) -> R;
 }
 
+/// Copies, for rows so short that a call of the C library's copy would cost more.
+#[inline(always)]
+pub(super) fn copy<I: Isa>(isa: I, from: &[f32], to: &mut [f32]) {
+    let count = to.len();
+    let from = &from[..count];
+    let mut at = 0;
+    while at + I::LANES <= count {
+        isa.store(&mut to[at..][..I::LANES], isa.load(&from[at..][..I::LANES]));
+        at += I::LANES;
+    }
+    if at == count {
+        return;
+    }
+    if count >= I::LANES {
+        // The last vector overlaps the one before.
+        let at = count - I::LANES;
+        isa.store(&mut to[at..][..I::LANES], isa.load(&from[at..][..I::LANES]));
+    } else {
+        to.copy_from_slice(from);
+    }
+}
+
 /// The instruction sets that there are kernels for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum IsaName {

@@ -8,6 +8,7 @@
 use std::ops::Range;
 
 use super::ConvShape;
+use super::isa::{Isa, copy};
 
 /// A rectangle of outputs.
 #[derive(Debug, Clone, Copy)]
@@ -86,46 +87,69 @@ impl Planes {
         start * width..end * width
     }
 
-    /// Copies one channel, `map`, into `planes`, which has [`Planes::channel_len`] values.
+    /// Whether a plane holds values that no map gives.
+    pub(super) fn bordered(&self, shape: &ConvShape) -> bool {
+        shape.config.padding != (0, 0) || shape.config.stride != (1, 1)
+    }
+
+    /// Copies one channel, `map`, into `planes`, which has [`Planes::channel_len`] values, and zeros where the map does not
+    /// reach: those are not written, being the same for all channels.
     #[inline(always)]
-    pub(super) fn fill(&self, shape: &ConvShape, map: &[f32], planes: &mut [f32]) {
+    pub(super) fn fill<I: Isa>(&self, isa: I, shape: &ConvShape, map: &[f32], planes: &mut [f32]) {
         let (height, width) = shape.input;
         let config = &shape.config;
-        for (index, line) in planes.chunks_exact_mut(self.width).enumerate() {
-            let (phase, row) = (index / self.height, index % self.height);
-            let (vertical, horizontal) = (phase / self.phases.1, phase % self.phases.1);
-            let y = ((self.piece.rows.0 + row) * config.stride.0 + vertical).wrapping_sub(config.padding.0);
-            if y >= height {
-                line.fill(0.0);
-                continue;
+        for vertical in 0..self.phases.0 {
+            for horizontal in 0..self.phases.1 {
+                let phase = (vertical * self.phases.1 + horizontal) * self.height * self.width;
+                let columns = Span::new(
+                    self.piece.columns.0 * config.stride.1 + horizontal,
+                    config.padding.1,
+                    config.stride.1,
+                    width,
+                    self.width,
+                );
+                let rows = Span::new(
+                    self.piece.rows.0 * config.stride.0 + vertical,
+                    config.padding.0,
+                    config.stride.0,
+                    height,
+                    self.height,
+                );
+                for row in rows.first..rows.last {
+                    let y = rows.start + (row - rows.first) * config.stride.0;
+                    let source = &map[y * width..][..width];
+                    let line = &mut planes[phase + row * self.width..][..self.width];
+                    let inside = &mut line[columns.first..columns.last];
+                    if inside.is_empty() {
+                        continue;
+                    }
+                    let source = &source[columns.start..];
+                    match config.stride.1 {
+                        1 => copy(isa, source, inside),
+                        2 => every_second(source, inside),
+                        step => inside.iter_mut().zip(source.iter().step_by(step)).for_each(|(to, from)| *to = *from),
+                    }
+                }
             }
-            copy_row(
-                &map[y * width..][..width],
-                self.piece.columns.0 * config.stride.1 + horizontal,
-                config.padding.1,
-                config.stride.1,
-                line,
-            );
         }
     }
 }
 
-/// `line[i] = row[start + i * stride - padding]`, zero outside of the row.
-#[inline(always)]
-fn copy_row(row: &[f32], start: usize, padding: usize, stride: usize, line: &mut [f32]) {
-    let first = padding.saturating_sub(start).div_ceil(stride).min(line.len());
-    let last = (row.len() + padding).saturating_sub(start).div_ceil(stride).clamp(first, line.len());
-    line[..first].fill(0.0);
-    line[last..].fill(0.0);
-    let inside = &mut line[first..last];
-    if inside.is_empty() {
-        return;
-    }
-    let source = &row[start + first * stride - padding..];
-    match stride {
-        1 => inside.copy_from_slice(&source[..inside.len()]),
-        2 => every_second(source, inside),
-        _ => inside.iter_mut().zip(source.iter().step_by(stride)).for_each(|(to, from)| *to = *from),
+/// Which values of a phase's row or column the map gives.
+struct Span {
+    /// Values `first..last`.
+    first: usize,
+    last: usize,
+    /// Where in the map the first of them lies.
+    start: usize,
+}
+
+impl Span {
+    /// Value `i` is the map's at `start + i * stride - padding`.
+    fn new(start: usize, padding: usize, stride: usize, size: usize, count: usize) -> Self {
+        let first = padding.saturating_sub(start).div_ceil(stride).min(count);
+        let last = (size + padding).saturating_sub(start).div_ceil(stride).clamp(first, count);
+        Self { first, last, start: (start + first * stride).saturating_sub(padding) }
     }
 }
 

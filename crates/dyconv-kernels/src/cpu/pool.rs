@@ -1,10 +1,11 @@
-//! Maximum pooling: along the rows, then along the columns, so that a window of `kh x kw` costs `kh + kw` comparisons.
+//! Maximum pooling: along the rows, then along the columns, each by windows that double in size until they are the kernel's.
 //!
-//! Both passes take whole rows at a time, which the compiler turns into vectors. The gradient goes to the first maximum of
-//! a window in reading order, or to its last NaN, as in PyTorch.
+//! A pass takes the whole padded map as one row, which the compiler turns into vectors; what it makes of windows that reach
+//! over the end of a row is never read. The gradient goes to the first maximum of a window in reading order, or to its last
+//! NaN, as in PyTorch.
 
 use std::cell::RefCell;
-use std::ops::Range;
+use std::mem;
 
 use rayon::prelude::*;
 
@@ -15,14 +16,26 @@ use super::{Job, chosen, with};
 const TASK_VALUES: usize = 4096;
 
 thread_local! {
-    /// The thread's maxima along the rows of a map, and where they stand.
-    static SCRATCH: RefCell<(Vec<f32>, Vec<u32>)> = const { RefCell::new((Vec::new(), Vec::new())) };
+    /// The thread's padded maps.
+    static SCRATCH: RefCell<Scratch> = const { RefCell::new(Scratch::new()) };
+}
+
+/// Largest values, where they stand, and the same again to write the next pass to.
+struct Scratch {
+    maxima: [Vec<f32>; 2],
+    places: [Vec<u32>; 2],
+}
+
+impl Scratch {
+    const fn new() -> Self {
+        Self { maxima: [Vec::new(), Vec::new()], places: [Vec::new(), Vec::new()] }
+    }
 }
 
 /// Sizes of a pooling of one map; pairs are (vertical, horizontal).
 ///
-/// The padding is less than the kernel and a map has at least one pixel, so that every window sees one; a map has less than
-/// 2^32 pixels.
+/// The padding is less than the kernel and a map has at least one pixel, so that every window sees one; with its padding, a map
+/// has less than 2^32 pixels.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct PoolShape {
     /// Height and width of the input.
@@ -80,10 +93,10 @@ impl Job for Forward<'_> {
         let Self { x, y, shape } = self;
         let maps = y.par_chunks_exact_mut(shape.outputs()).zip(x.par_chunks_exact(shape.inputs()));
         maps.with_min_len(shape.maps_per_task()).for_each(|(y, x)| {
-            SCRATCH.with_borrow_mut(|(rows, _)| {
+            SCRATCH.with_borrow_mut(|scratch| {
                 isa.run(
                     #[inline(always)]
-                    || shape.forward(x, y, rows),
+                    || shape.forward(x, y, scratch),
                 );
             });
         });
@@ -104,10 +117,10 @@ impl Job for Backward<'_> {
         let maps = dx.par_chunks_exact_mut(shape.inputs()).zip(x.par_chunks_exact(shape.inputs()));
         let maps = maps.zip(dy.par_chunks_exact(shape.outputs()));
         maps.with_min_len(shape.maps_per_task()).for_each(|((dx, x), dy)| {
-            SCRATCH.with_borrow_mut(|(rows, places)| {
+            SCRATCH.with_borrow_mut(|scratch| {
                 isa.run(
                     #[inline(always)]
-                    || shape.backward(x, dy, dx, rows, places),
+                    || shape.backward(x, dy, dx, scratch),
                 );
             });
         });
@@ -127,121 +140,117 @@ impl PoolShape {
         (TASK_VALUES / self.inputs()).max(1)
     }
 
+    /// Height and width with padding.
+    fn padded(&self) -> (usize, usize) {
+        (self.input.0 + 2 * self.padding.0, self.input.1 + 2 * self.padding.1)
+    }
+
     fn check(&self, inputs: usize, outputs: usize) {
-        let Self { kernel, stride, padding, .. } = *self;
+        let Self { kernel, stride, padding, output, .. } = *self;
         assert!(padding.0 < kernel.0 && padding.1 < kernel.1 && stride.0 > 0 && stride.1 > 0);
-        assert!(self.inputs() > 0 && u32::try_from(self.inputs()).is_ok() && self.outputs() > 0);
-        let last = |outputs: usize, stride: usize| (outputs - 1) * stride;
-        assert!(last(self.output.0, stride.0) < self.input.0 + padding.0);
-        assert!(last(self.output.1, stride.1) < self.input.1 + padding.1);
+        let (height, width) = self.padded();
+        assert!(self.inputs() > 0 && u32::try_from(height * width).is_ok() && self.outputs() > 0);
+        assert!((output.0 - 1) * stride.0 + kernel.0 <= height && (output.1 - 1) * stride.1 + kernel.1 <= width);
         assert!(inputs.is_multiple_of(self.inputs()) && outputs == inputs / self.inputs() * self.outputs());
     }
 
+    /// How far apart the values are that each pass compares: first along the rows, then along the columns.
     #[inline(always)]
-    fn forward(&self, x: &[f32], y: &mut [f32], rows: &mut Vec<f32>) {
-        let (width, out_width, step) = (self.input.1, self.output.1, self.stride.1);
-        rows.clear();
-        rows.resize(self.input.0 * out_width, f32::NEG_INFINITY);
-        for (row, maxima) in x.chunks_exact(width).zip(rows.chunks_exact_mut(out_width)) {
-            for tap in 0..self.kernel.1 {
-                let seen = windows(tap, step, self.padding.1, width, out_width);
-                if !seen.is_empty() {
-                    let source = &row[seen.start * step + tap - self.padding.1..];
-                    rise(&mut maxima[seen], source, step);
-                }
-            }
+    fn passes(&self) -> impl Iterator<Item = usize> {
+        let (_, width) = self.padded();
+        growth(self.kernel.1).chain(growth(self.kernel.0).map(move |rows| rows * width))
+    }
+
+    /// The map with its padding.
+    #[inline(always)]
+    fn pad(&self, x: &[f32], padded: &mut Vec<f32>) {
+        let (height, width) = self.padded();
+        padded.clear();
+        padded.resize(height * width, f32::NEG_INFINITY);
+        let rows = padded[self.padding.0 * width..].chunks_exact_mut(width);
+        for (row, from) in rows.zip(x.chunks_exact(self.input.1)) {
+            row[self.padding.1..][..self.input.1].copy_from_slice(from);
         }
-        for (i, maxima) in y.chunks_exact_mut(out_width).enumerate() {
-            let seen = self.rows_of(i);
-            maxima.copy_from_slice(&rows[seen.start * out_width..][..out_width]);
-            for row in seen.skip(1) {
-                rise(maxima, &rows[row * out_width..][..out_width], 1);
+    }
+
+    /// Where each value of the padded map stands in the map. Of the padding, the next pixel, so that a window of nothing but
+    /// negative infinity gives its gradient to a pixel too.
+    #[inline(always)]
+    fn number(&self, places: &mut Vec<u32>) {
+        let (height, width) = self.padded();
+        let last = [self.input.0 - 1, self.input.1 - 1].map(|last| last as u32);
+        places.resize(height * width, 0);
+        for (i, row) in (0u32..).zip(places.chunks_exact_mut(width)) {
+            let start = i.saturating_sub(self.padding.0 as u32).min(last[0]) * self.input.1 as u32;
+            for (j, place) in (0u32..).zip(row) {
+                *place = start + j.saturating_sub(self.padding.1 as u32).min(last[1]);
             }
         }
     }
 
     #[inline(always)]
-    fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], rows: &mut Vec<f32>, places: &mut Vec<u32>) {
-        let (width, out_width, step) = (self.input.1, self.output.1, self.stride.1);
-        let count = (self.input.0 + 1) * out_width;
-        rows.clear();
-        rows.resize(count, f32::NEG_INFINITY);
-        places.resize(count, 0);
-        // One row more than the map has, for the maxima of a whole window.
-        let (best, rows) = rows.split_at_mut(out_width);
-        let (best_places, places) = places.split_at_mut(out_width);
-        for (i, row) in x.chunks_exact(width).enumerate() {
-            let maxima = &mut rows[i * out_width..][..out_width];
-            let places = &mut places[i * out_width..][..out_width];
-            // A window of nothing but negative infinity gives the gradient to its first pixel.
-            let first = |j: usize| i * width + (j * step).saturating_sub(self.padding.1);
-            places.iter_mut().enumerate().for_each(|(j, place)| *place = first(j) as u32);
-            for tap in 0..self.kernel.1 {
-                let seen = windows(tap, step, self.padding.1, width, out_width);
-                if !seen.is_empty() {
-                    let start = seen.start * step + tap - self.padding.1;
-                    rise_from(&mut maxima[seen.clone()], &mut places[seen], &row[start..], step, i * width + start);
-                }
+    fn forward(&self, x: &[f32], y: &mut [f32], scratch: &mut Scratch) {
+        let [maxima, next] = &mut scratch.maxima;
+        self.pad(x, maxima);
+        let mut count = maxima.len();
+        next.resize(count, 0.0);
+        for distance in self.passes() {
+            count -= distance;
+            let further = &maxima[distance..][..count];
+            for ((to, max), value) in next[..count].iter_mut().zip(&maxima[..count]).zip(further) {
+                *to = if higher(*value, *max) { *value } else { *max };
             }
+            mem::swap(maxima, next);
+        }
+        for (i, y) in y.chunks_exact_mut(self.output.1).enumerate() {
+            let row = &maxima[i * self.stride.0 * self.padded().1..];
+            y.iter_mut().zip(row.iter().step_by(self.stride.1)).for_each(|(y, max)| *y = *max);
+        }
+    }
+
+    #[inline(always)]
+    fn backward(&self, x: &[f32], dy: &[f32], dx: &mut [f32], scratch: &mut Scratch) {
+        let [maxima, next] = &mut scratch.maxima;
+        let [places, next_places] = &mut scratch.places;
+        self.pad(x, maxima);
+        self.number(places);
+        let mut count = maxima.len();
+        next.resize(count, 0.0);
+        next_places.resize(count, 0);
+        for distance in self.passes() {
+            count -= distance;
+            let old = maxima[..count].iter().zip(&places[..count]);
+            let further = maxima[distance..][..count].iter().zip(&places[distance..][..count]);
+            let targets = next[..count].iter_mut().zip(&mut next_places[..count]);
+            for (((to, to_place), (max, place)), (value, at)) in targets.zip(old).zip(further) {
+                let higher = higher(*value, *max);
+                *to = if higher { *value } else { *max };
+                *to_place = if higher { *at } else { *place };
+            }
+            mem::swap(maxima, next);
+            mem::swap(places, next_places);
         }
         dx.fill(0.0);
-        for (i, dy) in dy.chunks_exact(out_width).enumerate() {
-            let seen = self.rows_of(i);
-            best.copy_from_slice(&rows[seen.start * out_width..][..out_width]);
-            best_places.copy_from_slice(&places[seen.start * out_width..][..out_width]);
-            for row in seen.skip(1) {
-                let (values, at) = (&rows[row * out_width..][..out_width], &places[row * out_width..][..out_width]);
-                let candidates = values.iter().zip(at);
-                for ((max, place), (value, at)) in best.iter_mut().zip(best_places.iter_mut()).zip(candidates) {
-                    let higher = *value > *max || value.is_nan();
-                    *place = if higher { *at } else { *place };
-                    *max = if higher { *value } else { *max };
-                }
-            }
-            for (place, dy) in best_places.iter().zip(dy) {
-                dx[*place as usize] += dy;
-            }
+        for (i, dy) in dy.chunks_exact(self.output.1).enumerate() {
+            let row = &places[i * self.stride.0 * self.padded().1..];
+            row.iter().step_by(self.stride.1).zip(dy).for_each(|(place, dy)| dx[*place as usize] += dy);
         }
     }
-
-    /// Rows of the map that the windows of output row `i` see.
-    #[inline(always)]
-    fn rows_of(&self, i: usize) -> Range<usize> {
-        let top = i * self.stride.0;
-        top.saturating_sub(self.padding.0)..(top + self.kernel.0 - self.padding.0).min(self.input.0)
-    }
 }
 
-/// Windows whose tap number `tap` is inside the map.
+/// The steps by which a window of one value grows to `kernel`: by its own size, as long as that fits.
 #[inline(always)]
-fn windows(tap: usize, stride: usize, padding: usize, size: usize, outputs: usize) -> Range<usize> {
-    let first = padding.saturating_sub(tap).div_ceil(stride);
-    let last = (size + padding).saturating_sub(tap).div_ceil(stride).min(outputs);
-    first..last.max(first)
+fn growth(kernel: usize) -> impl Iterator<Item = usize> {
+    let mut size = 1;
+    std::iter::from_fn(move || {
+        let step = size.min(kernel - size);
+        size += step;
+        (step > 0).then_some(step)
+    })
 }
 
-/// `maxima[i] = max(maxima[i], source[i * step])`, where NaN is the largest of all.
+/// Whether a later value takes the place of the largest so far: NaN is above all.
 #[inline(always)]
-fn rise(maxima: &mut [f32], source: &[f32], step: usize) {
-    #[inline(always)]
-    fn larger(max: &mut f32, value: f32) {
-        *max = if value > *max || value.is_nan() { value } else { *max };
-    }
-    if step == 1 {
-        maxima.iter_mut().zip(source).for_each(|(max, value)| larger(max, *value));
-    } else {
-        maxima.iter_mut().zip(source.iter().step_by(step)).for_each(|(max, value)| larger(max, *value));
-    }
-}
-
-/// As [`rise`], keeping places; `source[0]` stands at `first`.
-#[inline(always)]
-fn rise_from(maxima: &mut [f32], places: &mut [u32], source: &[f32], step: usize, first: usize) {
-    let mut at = first as u32;
-    for ((max, place), value) in maxima.iter_mut().zip(places).zip(source.iter().step_by(step)) {
-        let higher = *value > *max || value.is_nan();
-        *place = if higher { at } else { *place };
-        *max = if higher { *value } else { *max };
-        at = at.wrapping_add(step as u32);
-    }
+fn higher(value: f32, max: f32) -> bool {
+    value > max || value.is_nan()
 }
