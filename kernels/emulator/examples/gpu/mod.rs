@@ -125,7 +125,7 @@ fn compare(device: CandleDevice) -> Result<(), Error> {
 }
 
 /// Runs everything, and prints what was compared.
-pub fn run() -> Result<(), Error> {
+pub(crate) fn run() -> Result<(), Error> {
     let device = CandleDevice::new(0).map_err(failed)?;
     compare(device.clone())?;
     let gpu = Gpu { kernels: Kernels::new(device.clone()), device, launched: RefCell::default() };
