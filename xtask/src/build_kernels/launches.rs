@@ -56,3 +56,20 @@ fn parse(text: &str) -> anyhow::Result<Vec<Launch>> {
         })
         .collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::parse;
+
+    #[test]
+    fn lines_are_launches() {
+        let launches = parse("64->64 k1 @20 x1\tconv_pointwise_f32\t256\t17408\t7\t221952\t3276800\n").unwrap();
+        let [launch] = launches.as_slice() else { panic!("{} launches", launches.len()) };
+        assert_eq!((launch.case.as_str(), launch.kernel.as_str()), ("64->64 k1 @20 x1", "conv_pointwise_f32"));
+        assert_eq!((launch.threads, launch.shared, launch.blocks), (256, 17408, 7));
+        assert_eq!((launch.bytes, launch.operations), (221952.0, 3276800.0));
+        for text in ["a\tb\t1\t2\t3\t4\n", "a\tb\tc\t2\t3\t4\t5\n"] {
+            assert!(parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -17,7 +17,7 @@ pub(super) fn run(install: bool) -> anyhow::Result<()> {
 fn compile() -> anyhow::Result<()> {
     for source in sources("metal", "metal")? {
         let mut command = std::process::Command::new("xcrun");
-        command.args(["metal", "-std=metal3.1", "-Wall", "-Wextra", "-Werror", "-fsyntax-only"]).arg(source);
+        command.args(["metal", "-std=metal3.1", "-Wall", "-Werror", "-fsyntax-only"]).arg(source);
         execute(&mut command)?;
     }
     Ok(())
@@ -58,7 +58,8 @@ const SNIPPETS_WRONG: [&str; 5] = [
 /// Passes a text to clang, after the stand-in for Metal's library.
 fn check(clang: &Tool, text: &str) -> anyhow::Result<()> {
     let mut command = clang.command();
-    command.args(["-std=c++17", "-fsyntax-only", "-Wall", "-Wextra", "-Werror", "-Wno-unused-parameter"]);
+    // Metal's language is C++14 with additions.
+    command.args(["-std=c++14", "-fsyntax-only", "-Wall", "-Wextra", "-Werror"]);
     // Attributes such as `[[buffer(0)]]` are Metal's.
     command.args(["-Wno-unknown-attributes", "-Ikernels/emulator/cpp/lint", "-x", "c++", "-"]);
     let mut clang = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn()?;

@@ -2,7 +2,8 @@
 //!
 //! CUDA needs an nvcc while it builds: a stand-in answers for it. Metal's bindings build on other systems with an Objective-C
 //! runtime's name given and one line removed, the one that links Apple's framework; a type check links nothing. A crate made for this
-//! in `target/` depends on yolo-core with the feature and holds those two changes, so that the workspace knows nothing of them.
+//! in `target/` depends on yolo-core with the feature, has the program that runs the kernels' cases on such a device as its own, and
+//! holds those two changes, so that the workspace knows nothing of them.
 
 use std::env;
 use std::ffi::OsString;
@@ -61,13 +62,19 @@ fn metal() -> anyhow::Result<()> {
     check(&folder, &[])
 }
 
-/// A crate that depends on yolo-core with one feature.
+/// A crate that depends on yolo-core with one feature, and has the program that runs the cases on such a device.
 fn prepare(folder: &Path, feature: &str, extra: &str) -> anyhow::Result<()> {
     fs::create_dir_all(folder.join("src"))?;
-    let core = root().join("crates/yolo-core");
+    let path = |inside: &str| root().join(inside);
+    let example = path("kernels/emulator/examples").join(format!("{feature}_conformance.rs"));
     let manifest = format!(
-        "[package]\nname = \"check-{feature}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n[dependencies]\n\
-         yolo-core = {{ path = {core:?}, features = [\"{feature}\"] }}\n{extra}"
+        "[package]\nname = \"check-{feature}\"\nversion = \"0.0.0\"\nedition = \"2024\"\n\n[workspace]\n\n\
+         [[bin]]\nname = \"{feature}_conformance\"\npath = {example:?}\n\n[dependencies]\ncandle-core = \"*\"\nhalf = \"*\"\n\
+         dyconv-emulator = {{ path = {:?}, features = [\"{feature}\"] }}\ndyconv-kernels = {{ path = {:?} }}\n\
+         yolo-core = {{ path = {:?}, features = [\"{feature}\"] }}\n{extra}",
+        path("kernels/emulator"),
+        path("crates/dyconv-kernels"),
+        path("crates/yolo-core"),
     );
     fs::write(folder.join("Cargo.toml"), manifest)?;
     fs::write(folder.join("src/lib.rs"), "")?;

@@ -1,7 +1,6 @@
 //! Candle's Metal device as a device of [`gpu::ops`](crate::gpu::ops).
 
 use std::marker::PhantomData;
-use std::sync::Arc;
 
 use candle_core::backend::BackendStorage;
 use candle_core::{MetalDevice, MetalStorage, Result, bail};
@@ -27,22 +26,23 @@ impl Metal<'_> {
     }
 }
 
-/// Memory of the device.
+/// Memory of the device from an offset in values on.
 #[derive(Debug)]
 pub enum Buffer<'a> {
-    /// A tensor's, from an offset in values on.
+    /// A tensor's.
     Borrowed(&'a MetalStorage, usize),
-    /// Its own: so many values of a type.
-    Owned(Arc<metal::Buffer>, Element, usize),
+    /// Its own.
+    Owned(MetalStorage, usize),
 }
 
 impl Buffer<'_> {
     /// The memory, and bytes to the first value; an error where fewer than `len` values of the type are there.
     fn bytes(&self, element: Element, len: usize) -> Result<(&metal::Buffer, usize)> {
-        let (buffer, kind, start) = match self {
-            Self::Borrowed(storage, start) => (storage.buffer(), storage.dtype(), *start),
-            Self::Owned(buffer, kind, _) => (buffer.as_ref(), kind.dtype(), 0),
+        let (storage, start) = match self {
+            Self::Borrowed(storage, start) => (*storage, *start),
+            Self::Owned(storage, start) => (storage, *start),
         };
+        let (buffer, kind) = (storage.buffer(), storage.dtype());
         let needed = start.saturating_add(len).saturating_mul(element.size());
         if kind != element.dtype() || buffer.length() < needed {
             bail!(
@@ -62,7 +62,7 @@ impl<'a> Device for Metal<'a> {
     fn empty(&self, element: Element, len: usize) -> Result<Buffer<'a>> {
         let device = &self.0;
         let buffer = device.new_buffer_builder().with_size_for(len, element.dtype()).with_label("dyconv").build()?;
-        Ok(Buffer::Owned(buffer, element, len))
+        Ok(Buffer::Owned(MetalStorage::new(buffer, device.clone(), len, element.dtype()), 0))
     }
 
     fn run(&self, launch: &Launch, buffers: &[Option<&Buffer<'a>>]) -> Result<()> {
@@ -119,8 +119,8 @@ impl<'a> Backend<'a> for Metal<'a> {
 
     fn output(&self, buffer: Buffer<'a>) -> Result<MetalStorage> {
         match buffer {
-            Buffer::Owned(buffer, element, len) => Ok(MetalStorage::new(buffer, self.0.clone(), len, element.dtype())),
-            Buffer::Borrowed(..) => bail!("a result is memory of its own"),
+            Buffer::Owned(storage, 0) => Ok(storage),
+            _ => bail!("a result is memory of its own"),
         }
     }
 }

@@ -7,10 +7,13 @@ use std::sync::{LazyLock, Mutex};
 use candle_core::metal_backend::MetalError;
 use candle_core::{MetalDevice, Result, bail};
 use candle_metal_kernels::metal::{ComputePipeline, Library};
-use objc2_metal::MTLCompileOptions;
+use objc2_metal::{MTLCompileOptions, MTLComputePipelineState};
 
 use super::source;
 use crate::gpu::{Element, Kernel, Launch};
+
+/// Threads that the kernels' sums run over without a barrier.
+const SIMD_GROUP: usize = 32;
 
 /// What was compiled for one device.
 #[derive(Default)]
@@ -46,6 +49,10 @@ pub(super) fn pipeline(device: &MetalDevice, launch: &Launch) -> Result<ComputeP
     };
     let function = library.get_function(&launch.entry(), None).map_err(MetalError::from)?;
     let pipeline = metal.new_compute_pipeline_state_with_function(&function).map_err(MetalError::from)?;
+    let width = pipeline.as_ref().threadExecutionWidth();
+    if width < SIMD_GROUP {
+        bail!("{}: this GPU's SIMD groups have {width} threads, the kernels need {SIMD_GROUP}", launch.entry());
+    }
     let (threads, most) = (launch.block.iter().product::<u32>(), pipeline.max_total_threads_per_threadgroup());
     if threads as usize > most {
         bail!("{}: this GPU runs {most} threads in a threadgroup, the kernel needs {threads}", launch.entry());
