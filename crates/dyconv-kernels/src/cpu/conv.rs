@@ -155,7 +155,7 @@ fn convolve<I: Isa>(
     let everything = Piece { rows: (0, shape.output.0), columns: (0, shape.output.1) };
     let values = Planes::new(shape, everything).channel_len() * chunk;
     let wanted = values.div_ceil(PLANE_VALUES).max(threads.div_ceil(maps));
-    let wanted = if maps % threads == 0 { wanted } else { wanted.next_multiple_of(threads) }.min(units);
+    let wanted = if maps.is_multiple_of(threads) { wanted } else { wanted.next_multiple_of(threads) }.min(units);
     let step = units.div_ceil(wanted) * unit;
     let pieces = (units * unit).div_ceil(step);
     let parts = threads.div_ceil(maps * pieces).min(packing.blocks());
@@ -202,6 +202,19 @@ fn flattened(shape: &ConvShape) -> ConvShape {
     } else {
         *shape
     }
+}
+
+/// Whether tiles read the maps where they are: those of 1x1 convolutions, unless the channels of a tile lie so that they fall
+/// into few of the sets of a level-1 cache.
+fn in_place(shape: &ConvShape) -> bool {
+    /// Bytes of a level-1 cache that have a set of their own.
+    const SETS: usize = 4096;
+    const LINE: usize = 64;
+    let bytes = size_of::<f32>() * shape.input.1;
+    let long_row = shape.config.kernel == (1, 1) && shape.input.0 == 1 && shape.output == shape.input;
+    // The largest power of two that divides both.
+    let common = 1 << bytes.trailing_zeros().min(SETS.trailing_zeros());
+    long_row && shape.config.padding == (0, 0) && bytes <= 4 * SETS && common <= LINE
 }
 
 /// Channels of a chunk: so many that its taps are whole vectors of the packed form.
@@ -264,40 +277,79 @@ impl Job<'_> {
         let planes = Planes::new(shape, self.piece);
         let columns = TILE_VECTORS * I::LANES;
         let numbers = planes.numbers();
-        let needed = self.chunk * planes.channel_len() + columns;
-        scratch.planes.resize(needed.max(scratch.planes.len()), 0.0);
-        if planes.bordered(shape) {
-            scratch.planes[..needed].fill(0.0);
-        }
-        planes.offsets(shape, self.chunk, &mut scratch.offsets);
         let window = shape.config.kernel.0 * shape.config.kernel.1;
         let map = shape.input.0 * shape.input.1;
         let channels = self.maps.len() / map;
+        let in_place = in_place(shape);
+        let Scratch { planes: copies, offsets, runs } = scratch;
+        let needed = self.chunk * if in_place { columns } else { planes.channel_len() } + columns;
+        copies.resize(needed.max(copies.len()), 0.0);
+        if in_place {
+            offsets.clear();
+            offsets.extend((0..self.chunk).map(|channel| (channel * map) as u32));
+            offsets.extend((0..self.chunk).map(|channel| (channel * columns) as u32));
+        } else {
+            if planes.bordered(shape) {
+                copies[..needed].fill(0.0);
+            }
+            planes.offsets(shape, self.chunk, offsets);
+        }
         let mut sums = [0.0; MAX_ROWS * MAX_COLUMNS];
         for first in (0..channels).step_by(self.chunk) {
             let count = self.chunk.min(channels - first);
-            let area = planes.area(shape);
-            for (channel, planes_of) in scratch.planes.chunks_exact_mut(planes.channel_len()).take(count).enumerate() {
-                let maps = &self.maps[(first + channel) * map..];
-                // Each channel is a new place in memory, which the processor would not foresee.
-                if let Some(later) = maps.get(AHEAD * map..(AHEAD + 1) * map) {
-                    later[area.clone()].chunks(16).for_each(|line| isa.prefetch(line));
-                }
-                planes.fill(isa, shape, &maps[..map], planes_of);
+            let maps = &self.maps[first * map..(first + count) * map];
+            if !in_place {
+                self.copy(isa, &planes, maps, copies);
             }
-            let offsets = Offsets::new(&scratch.offsets[..count * window]);
+            let taps = Offsets::new(&offsets[..count * window]);
             let step = Step { isa, start: first == 0, end: first + count == channels };
             for number in (0..numbers).step_by(columns) {
                 let vectors = (numbers - number).min(columns).div_ceil(I::LANES);
-                let pixels = &scratch.planes[number..];
-                self.runs(&planes, number, columns, &mut scratch.runs);
+                let (pixels, taps) = if !in_place {
+                    (&copies[number..], taps)
+                } else if number + columns <= numbers {
+                    (&maps[self.piece.columns.0 + number..], taps)
+                } else {
+                    // The last tile would read beyond the maps.
+                    let rest = self.piece.columns.0 + number..self.piece.columns.0 + numbers;
+                    for (map, line) in maps.chunks_exact(map).zip(copies.chunks_exact_mut(columns)) {
+                        line[..rest.len()].copy_from_slice(&map[rest.clone()]);
+                    }
+                    (&copies[..], Offsets::new(&offsets[self.chunk..][..count]))
+                };
+                self.runs(&planes, number, columns, runs);
+                let share = count.div_ceil(self.blocks.1 - self.blocks.0);
                 for block in self.blocks.0..self.blocks.1 {
+                    if in_place {
+                        // The next tile's lines, a few at a time.
+                        let from = (block - self.blocks.0) * share;
+                        for channel in from..(from + share).min(count) {
+                            isa.prefetch(
+                                &maps[(channel * map + self.piece.columns.0 + number + columns).min(maps.len() - 1)..],
+                            );
+                        }
+                    }
                     let packed = &self.packed[block * self.packing.block_len()..][..self.packing.block_len()];
-                    let packed = self.packing.from_tap(packed, first * window);
-                    tile::product(isa, (self.packing.height, vectors), packed, &offsets, pixels, &mut sums);
-                    self.write(&step, &scratch.runs, block, &sums, out);
+                    let packed = self.packing.since(packed, first * window);
+                    tile::product(isa, (self.packing.height, vectors), packed, &taps, pixels, &mut sums);
+                    self.write(&step, runs, block, &sums, out);
                 }
             }
+        }
+    }
+
+    /// Copies the piece of each map.
+    #[inline(always)]
+    fn copy<I: Isa>(&self, isa: I, planes: &Planes, maps: &[f32], copies: &mut [f32]) {
+        let map = self.shape.input.0 * self.shape.input.1;
+        let area = planes.area(self.shape);
+        let copies = copies.chunks_exact_mut(planes.channel_len());
+        for (channel, (own, copy)) in maps.chunks_exact(map).zip(copies).enumerate() {
+            // Each channel is a new place in memory, which the processor would not foresee.
+            if let Some(later) = maps.get((channel + AHEAD) * map..(channel + AHEAD + 1) * map) {
+                later[area.clone()].chunks(16).for_each(|line| isa.prefetch(line));
+            }
+            planes.fill(isa, self.shape, own, copy);
         }
     }
 

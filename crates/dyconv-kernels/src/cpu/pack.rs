@@ -40,7 +40,7 @@ impl Packing {
     }
 
     /// Taps `first..` of a packed block; `first` is a multiple of a vector.
-    pub(super) fn from_tap<'a>(&self, block: &'a [f32], first: usize) -> &'a [f32] {
+    pub(super) fn since<'a>(&self, block: &'a [f32], first: usize) -> &'a [f32] {
         &block[first * self.height..]
     }
 }
