@@ -28,6 +28,7 @@ const PACKED_VALUES: usize = 1024 * 1024;
 struct Scratch {
     planes: Vec<f32>,
     offsets: Vec<u32>,
+    runs: Vec<Run>,
 }
 
 thread_local! {
@@ -285,45 +286,62 @@ impl Job<'_> {
                 planes.fill(isa, shape, &maps[..map], planes_of);
             }
             let offsets = Offsets::new(&scratch.offsets[..count * window]);
-            let step = Step { isa, planes: &planes, start: first == 0, end: first + count == channels };
+            let step = Step { isa, start: first == 0, end: first + count == channels };
             for number in (0..numbers).step_by(columns) {
                 let vectors = (numbers - number).min(columns).div_ceil(I::LANES);
                 let pixels = &scratch.planes[number..];
+                self.runs(&planes, number, columns, &mut scratch.runs);
                 for block in self.blocks.0..self.blocks.1 {
                     let packed = &self.packed[block * self.packing.block_len()..][..self.packing.block_len()];
                     let packed = self.packing.from_tap(packed, first * window);
                     tile::product(isa, (self.packing.height, vectors), packed, &offsets, pixels, &mut sums);
-                    self.write(&step, number, block, &sums, out);
+                    self.write(&step, &scratch.runs, block, &sums, out);
                 }
             }
         }
     }
 
-    /// Writes or adds a tile's rows, without the numbers that belong to no output.
+    /// Which of a tile's numbers are outputs, row by row.
     #[inline(always)]
-    fn write<I: Isa>(&self, step: &Step<'_, I>, number: usize, block: usize, sums: &tile::Sums, out: &SharedRows) {
-        let columns = TILE_VECTORS * I::LANES;
-        let (row_len, width) = (step.planes.row(), self.shape.output.1);
-        let first_row = block * self.packing.height;
-        let height = self.packing.height.min(self.packing.rows - first_row);
-        let end = (number + columns).min(step.planes.numbers());
+    fn runs(&self, planes: &Planes, number: usize, columns: usize, runs: &mut Vec<Run>) {
+        runs.clear();
+        let row_len = planes.row();
+        let end = (number + columns).min(planes.numbers());
+        let (mut row, mut column) = (number / row_len, number % row_len);
         let mut at = number;
         while at < end {
-            let (row, column) = (at / row_len, at % row_len);
-            let next = ((row + 1) * row_len).min(end);
+            let next = (at + row_len - column).min(end);
             let count = self.piece.columns.1.saturating_sub(column).min(next - at);
-            let target = (self.piece.rows.0 + row) * width + self.piece.columns.0 + column;
-            for i in 0..if count == 0 { 0 } else { height } {
-                let channel = self.group * self.packing.rows + first_row + i;
+            if count > 0 {
+                let target = (self.piece.rows.0 + row) * self.shape.output.1 + self.piece.columns.0 + column;
+                runs.push(Run { from: at - number, target, count });
+            }
+            (at, row, column) = (next, row + 1, 0);
+        }
+    }
+
+    /// Writes or adds a tile's rows, without the numbers that belong to no output.
+    #[inline(always)]
+    fn write<I: Isa>(&self, step: &Step<I>, runs: &[Run], block: usize, sums: &tile::Sums, out: &SharedRows) {
+        let columns = TILE_VECTORS * I::LANES;
+        let first = block * self.packing.height;
+        let height = self.packing.height.min(self.packing.rows - first);
+        for (i, sums) in sums.chunks_exact(columns).take(height).enumerate() {
+            let channel = self.group * self.packing.rows + first + i;
+            for run in runs {
+                let row = self.sample * self.shape.out_channels + channel;
                 // SAFETY: each task has its own pixels of its own channels, and one part is alive at a time.
-                let target = unsafe { out.part(self.sample * self.shape.out_channels + channel, target, count) };
-                let values = &sums[i * columns + at - number..][..count];
-                put(step.isa, values, target, !step.start);
+                let target = unsafe { out.part(row, run.target, run.count) };
+                if run.count == columns {
+                    // The usual case, with sizes that the compiler knows.
+                    put(step.isa, sums, &mut target[..columns], !step.start);
+                } else {
+                    put(step.isa, &sums[run.from..][..run.count], target, !step.start);
+                }
                 if step.end {
                     self.epilogue.apply(target, self.sample, channel, self.shape.out_channels);
                 }
             }
-            at = next;
         }
     }
 }
@@ -345,13 +363,21 @@ fn put<I: Isa>(isa: I, values: &[f32], target: &mut [f32], add: bool) {
 }
 
 /// Where in its work a job is.
-struct Step<'a, I> {
+struct Step<I> {
     isa: I,
-    planes: &'a Planes,
     /// First chunk of taps: sums are written, not added.
     start: bool,
     /// Last chunk: the epilogue is due.
     end: bool,
+}
+
+/// Outputs of a tile that lie beside each other.
+struct Run {
+    /// Place in the tile.
+    from: usize,
+    /// Place in the output's map.
+    target: usize,
+    count: usize,
 }
 
 impl Epilogue<'_> {
