@@ -31,13 +31,21 @@ cargo xtask <verb>
   bench  dyconv: dynamic convolution beside static convolution and Candle's own
          --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
-  ci     test, then lint
+  ci     test, lint, build-kernels --toolkit --check, check-gpu
 
   build-kernels [--toolkit] [--check]
          the CUDA and Metal sources through their compilers, and what each kernel needs; --toolkit installs the compilers that
          are not found into target/, --check fails where docs/kernels.md is out of date
   check-gpu [cuda] [metal]
          type-checks the code behind these features, without a GPU or its tools";
+
+/// What has to hold before a change is taken.
+fn ci() -> anyhow::Result<()> {
+    test::run()?;
+    lint::run()?;
+    build_kernels::run(&["--toolkit", "--check"])?;
+    check_gpu::run(&[])
+}
 
 fn main() -> ExitCode {
     let given: Vec<String> = std::env::args().skip(1).collect();
@@ -51,7 +59,7 @@ fn main() -> ExitCode {
         ["bench", "dyconv"] => bench::run(false),
         ["bench", "dyconv", "--torch"] => bench::run(true),
         ["lint"] => lint::run(),
-        ["ci"] => test::run().and_then(|()| lint::run()),
+        ["ci"] => ci(),
         ["build-kernels", options @ ..] => build_kernels::run(options),
         ["check-gpu", features @ ..] => check_gpu::run(features),
         ["help" | "-h" | "--help"] => {
