@@ -10,11 +10,15 @@ use std::collections::BTreeSet;
 
 use proptest::prelude::*;
 use proptest::test_runner::{Config, RngAlgorithm, TestCaseError, TestRng, TestRunner};
+use rayon::prelude::*;
 
 use super::pool::{max_pool2d_backward_on, max_pool2d_on};
 use super::upsample::{upsample_nearest2d_backward_on, upsample_nearest2d_on};
-use super::{ConvShape, Epilogue, IsaName, Kernels, PackedKernels, PoolShape, Unary, available, conv2d_on, unary_on};
-use crate::ConvConfig;
+use super::{
+    ConvShape, Epilogue, IsaName, Kernels, PackedKernels, PoolShape, Unary, available, conv2d_on, mix_experts_on,
+    route_on, unary_on,
+};
+use crate::{ConvConfig, Routing};
 
 /// An interpreter takes a thousand times as long.
 const SMALL: bool = cfg!(miri);
@@ -290,6 +294,63 @@ fn sum_at(x: &[f32], kernels: &[Term], s: &ConvShape, [b, o, i, j]: [usize; 4]) 
     (sum, size)
 }
 
+/// Samples, experts, values and a seed.
+fn mixtures() -> impl Strategy<Value = (usize, usize, usize, u32)> {
+    (1..4usize, 1..6usize, 1..if SMALL { 100usize } else { 5000 }, any::<u32>())
+}
+
+fn mixture((batch, experts, len, seed): (usize, usize, usize, u32)) -> Case {
+    let (weights, values) = (noise(batch * experts, seed), noise(experts * len, seed ^ 1));
+    let term = |b: usize, e: usize, i: usize| f64::from(weights[b * experts + e]) * f64::from(values[e * len + i]);
+    let places = (0..batch).flat_map(|b| (0..len).map(move |i| (b, i)));
+    let sums = places.map(|(b, i)| {
+        (0..experts).map(|e| term(b, e, i)).fold((0.0, 0.0), |(sum, size), term| (sum + term, size + term.abs()))
+    });
+    let (expected, sizes) = sums.unzip();
+    let run = move |isa| {
+        let mut mixed = vec![f32::NAN; batch * len];
+        mix_experts_on(isa, &weights, &values, &mut mixed, len);
+        mixed
+    };
+    Case { expected, sizes, run: Box::new(run) }
+}
+
+/// Sizes of a router: samples, channels, pixels, experts.
+type Router = (usize, usize, usize, usize);
+
+/// A router, the temperature of its softmax where it has one, and a seed.
+fn routers() -> impl Strategy<Value = (Router, Option<f64>, u32)> {
+    let (channels, pixels) = if SMALL { (1..6usize, 1..20usize) } else { (1..90usize, 1..400usize) };
+    ((1..4usize, channels, pixels, 1..6usize), proptest::option::of(0.1..30.0f64), any::<u32>())
+}
+
+fn routing(((batch, channels, pixels, experts), temperature, seed): (Router, Option<f64>, u32)) -> Case {
+    let (x, weight) = (noise(batch * channels * pixels, seed), noise(experts * channels, seed ^ 1));
+    let bias = noise(experts, seed ^ 2);
+    let routing = temperature.map_or(Routing::Sigmoid, |temperature| Routing::Softmax { temperature });
+    let mut expected = Vec::new();
+    for x in x.chunks_exact(channels * pixels) {
+        let average = |map: &[f32]| map.iter().map(|x| f64::from(*x)).sum::<f64>() / pixels as f64;
+        let averages: Vec<f64> = x.chunks_exact(pixels).map(average).collect();
+        let products = |weight: &[f32]| weight.iter().zip(&averages).map(|(w, a)| f64::from(*w) * a).sum::<f64>();
+        let logits: Vec<f64> =
+            weight.chunks_exact(channels).zip(&bias).map(|(w, b)| products(w) + f64::from(*b)).collect();
+        let powers = logits.iter().map(|l| (l / temperature.unwrap_or(1.0)).exp());
+        let total: f64 = powers.clone().sum();
+        let weights = powers.map(|power| if temperature.is_some() { power / total } else { power / (1.0 + power) });
+        expected.extend(weights);
+    }
+    // An error of a logit, whose terms are below 1, is one of the same part of the weight.
+    let part = 1.0 + (channels + 1) as f64 / temperature.unwrap_or(1.0);
+    let sizes = expected.iter().map(|r| r * part).collect();
+    let run = move |isa| {
+        let mut r = vec![f32::NAN; batch * experts];
+        route_on(isa, &x, &weight, &bias, routing, &mut r, channels);
+        r
+    };
+    Case { expected, sizes, run: Box::new(run) }
+}
+
 /// How many values, and a seed.
 fn lengths() -> impl Strategy<Value = (usize, u32)> {
     (0..if SMALL { 20usize } else { 20_000 }, any::<u32>())
@@ -444,6 +505,8 @@ fn every_kernel_on_every_instruction_set() {
     suite.check("conv2d", SUM, convolutions(Form::Any), convolution);
     suite.check("conv2d, pointwise", SUM, convolutions(Form::Pointwise), convolution);
     suite.check("conv2d, depthwise", SUM, convolutions(Form::Depthwise), convolution);
+    suite.check("mix_experts", SUM, mixtures(), mixture);
+    suite.check("route", SUM, routers(), routing);
     suite.check("sigmoid", SUM, lengths(), |input| function(Unary::Sigmoid, sigmoid, input));
     suite.check("silu", SUM, lengths(), |input| function(Unary::Silu, silu, input));
     suite.check("max_pool2d", 0.0, poolings(), pooling);
@@ -466,4 +529,34 @@ fn every_kernel_on_every_instruction_set() {
         }
     }
     assert!(suite.failures.is_empty(), "{}", suite.failures.join("\n"));
+}
+
+/// Callers that are tasks of the pool themselves: a thread that waits for its own tasks takes up another call meanwhile.
+#[test]
+fn calls_within_calls() {
+    let config = ConvConfig { kernel: (3, 3), stride: (1, 1), padding: (1, 1), dilation: (1, 1), groups: 1 };
+    let (calls, pixels) = if SMALL { (4, 5) } else { (64, 24) };
+    let shape = |channels, groups| ConvShape {
+        batch: 2,
+        in_channels: channels,
+        out_channels: channels,
+        input: (pixels, pixels),
+        output: (pixels, pixels),
+        config: ConvConfig { groups, ..config },
+    };
+    let call = |index: usize| {
+        // Ordinary, and depthwise.
+        let s = shape(4, [1, 4][index % 2]);
+        let x = noise(s.batch * s.in_channels * pixels * pixels, 1);
+        let (weight, experts) = (noise(3 * s.in_channels, 2), noise(3 * s.kernel_len(), 3));
+        let mut r = vec![0.0; s.batch * 3];
+        super::route(&x, &weight, &[0.1, 0.2, 0.3], Routing::Sigmoid, &mut r, s.in_channels);
+        let mut y = vec![0.0; x.len()];
+        let mixed = Kernels::Mixed { weights: &r, experts: &experts };
+        super::conv2d(&x, &mixed, &Epilogue::default(), &mut y, &s);
+        y
+    };
+    let alone = [call(0), call(1)];
+    let together: Vec<_> = (0..calls).into_par_iter().map(call).collect();
+    assert!(together.iter().enumerate().all(|(index, y)| *y == alone[index % 2]));
 }
