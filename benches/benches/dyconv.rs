@@ -6,13 +6,13 @@
 #![allow(clippy::print_stdout, reason = "the table is what it is for")]
 
 use std::cell::RefCell;
-use std::path::Path;
-use std::time::Duration;
+use std::hint::black_box;
+use std::time::{Duration, Instant};
 
 use candle_core::{Device, Tensor};
-use criterion::{BatchSize, Criterion, SamplingMode, criterion_group};
+use criterion::{Criterion, SamplingMode, criterion_group};
 use dyconv_kernels::{ConvConfig, Epilogue, Mixing, Routing, dynamic_conv2d};
-use yolo_benches::{Case, Torch};
+use yolo_benches::{COMPARE, Case, Torch};
 
 const THREADS: usize = 2;
 const SHAPES: [Case; 4] = [
@@ -86,71 +86,104 @@ impl Tensors {
     }
 }
 
+/// What criterion keeps from run to run: our own kernels.
 fn benches(criterion: &mut Criterion) {
-    let torch = Torch::start(THREADS).unwrap().map(RefCell::new);
-    for shape in SHAPES {
-        for batch in BATCHES {
-            let case = Case { batch, ..shape };
-            let tensors = Tensors::new(&case).unwrap();
-            let mut group = criterion.benchmark_group(case.name());
-            group.sample_size(10).sampling_mode(SamplingMode::Flat);
-            group.warm_up_time(Duration::from_millis(200)).measurement_time(Duration::from_millis(1000));
-            group.bench_function("static", |b| b.iter(|| tensors.fixed()));
-            group.bench_function("dynamic", |b| b.iter(|| tensors.dynamic()));
-            if let Some(torch) = &torch {
-                for (name, dynamic) in [("torch static", false), ("torch dynamic", true)] {
-                    group.bench_function(name, |b| {
-                        b.iter_custom(|count| torch.borrow_mut().time(&case, dynamic, count).unwrap());
-                    });
-                }
-            }
-            // Candle's time grows with batch times groups; its measure is taken where that is bearable.
-            if batch == 1 {
-                let kernel = tensors.kernel(&tensors.experts.narrow(0, 0, 1).unwrap(), 1);
-                group.bench_function("candle static", |b| b.iter(|| tensors.candle(&kernel)));
-            }
-            if batch == 8 {
-                group.bench_function("candle grouped", |b| {
-                    b.iter_batched(|| (), |()| tensors.candle_grouped(), BatchSize::PerIteration);
-                });
-            }
-            group.finish();
-        }
+    for (shape, batch) in SHAPES.into_iter().flat_map(|shape| BATCHES.map(|batch| (shape, batch))) {
+        let case = Case { batch, ..shape };
+        let tensors = Tensors::new(&case).unwrap();
+        let mut group = criterion.benchmark_group(case.name());
+        group.sample_size(10).sampling_mode(SamplingMode::Flat);
+        group.warm_up_time(Duration::from_millis(100)).measurement_time(Duration::from_millis(500));
+        group.bench_function("static", |b| b.iter(|| tensors.fixed()));
+        group.bench_function("dynamic", |b| b.iter(|| tensors.dynamic()));
+        group.finish();
     }
 }
 
-/// Prints a line a convolution from what criterion left behind in `folder`.
-fn report(folder: &Path) {
-    println!("\nmedians of one run, {THREADS} threads, 4 experts, sigmoid routing\n");
+/// Rounds of a comparison: in each, every function runs in turn, so that what disturbs the machine disturbs all of them.
+const ROUNDS: usize = 15;
+/// A function's turn lasts about so long.
+const TURN: Duration = Duration::from_millis(60);
+
+/// A function under comparison: runs so often, and says how long that took.
+type Timed<'a> = Box<dyn FnMut(u64) -> Duration + 'a>;
+
+/// Seconds of each function in each round.
+fn rounds(functions: &mut [Timed<'_>]) -> Vec<Vec<f64>> {
+    let counts: Vec<u64> = functions
+        .iter_mut()
+        .map(|function| {
+            let once = (0..3).map(|_| function(1)).min().unwrap_or_default();
+            (TURN.as_secs_f64() / once.as_secs_f64().max(1e-6)).clamp(1.0, 1e4) as u64
+        })
+        .collect();
+    let turn = |(function, count): (&mut Timed<'_>, &u64)| function(*count).as_secs_f64() / *count as f64;
+    let round = |_| functions.iter_mut().zip(&counts).map(turn).collect();
+    (0..ROUNDS).map(round).collect()
+}
+
+fn median(values: impl Iterator<Item = f64>) -> f64 {
+    let mut values: Vec<f64> = values.collect();
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
+
+fn timed<'a>(mut function: impl FnMut() -> Tensor + 'a) -> Timed<'a> {
+    Box::new(move |count| {
+        let start = Instant::now();
+        (0..count).for_each(|_| drop(black_box(function())));
+        start.elapsed()
+    })
+}
+
+/// Prints a line a convolution: times, and medians of the rounds' ratios.
+fn compare() {
+    let torch = Torch::start(THREADS).unwrap().map(RefCell::new);
     println!(
-        "| convolution | batch | static ms | GFLOP/s | dynamic ms | dynamic / static | PyTorch / dynamic | PyTorch / static \
-         | Candle / static | Candle grouped / dynamic |\n|---|---|---|---|---|---|---|---|---|---|"
+        "\n{THREADS} threads, 4 experts, sigmoid routing; ratios are medians of {ROUNDS} rounds in which all took turns\n"
+    );
+    println!(
+        "| convolution | batch | static ms | GFLOP/s | dynamic ms | dynamic / static | PyTorch dynamic / dynamic | \
+         PyTorch static / static | Candle / static | Candle grouped / dynamic |\n|---|--:|--:|--:|--:|--:|--:|--:|--:|--:|"
     );
     for (shape, batch) in SHAPES.into_iter().flat_map(|shape| BATCHES.map(|batch| (shape, batch))) {
         let case = Case { batch, ..shape };
-        let time = |function: &str| median(&folder.join(case.name()).join(function));
-        let (Some(fixed), Some(dynamic)) = (time("static"), time("dynamic")) else { continue };
-        let over = |function: &str, ours: f64| time(function).map_or(String::new(), |t| format!("{:.2}", t / ours));
+        let tensors = Tensors::new(&case).unwrap();
+        let kernel = tensors.kernel(&tensors.experts.narrow(0, 0, 1).unwrap(), 1);
+        let mut functions = vec![timed(|| tensors.fixed()), timed(|| tensors.dynamic())];
+        let mut places = [None; 4];
+        if let Some(torch) = &torch {
+            for (place, dynamic) in [(0, true), (1, false)] {
+                places[place] = Some(functions.len());
+                let case = &case;
+                functions.push(Box::new(move |count| torch.borrow_mut().time(case, dynamic, count).unwrap()));
+            }
+        }
+        places[2] = Some(functions.len());
+        functions.push(timed(|| tensors.candle(&kernel)));
+        // Candle's grouped convolution takes seconds where batch times groups is large.
+        if batch * case.groups <= 2048 {
+            places[3] = Some(functions.len());
+            functions.push(timed(|| tensors.candle_grouped()));
+        }
+        let rounds = rounds(&mut functions);
+        let time = |function: usize| median(rounds.iter().map(|round| round[function]));
+        let over = |place: Option<usize>, ours: usize| {
+            place.map_or(String::new(), |place| format!("{:.2}", median(rounds.iter().map(|r| r[place] / r[ours]))))
+        };
         println!(
             "| {} | {batch} | {:.3} | {:.0} | {:.3} | {:.3} | {} | {} | {} | {} |",
             shape.kind(),
-            fixed / 1e6,
-            case.operations() / fixed,
-            dynamic / 1e6,
-            dynamic / fixed,
-            over("torch dynamic", dynamic),
-            over("torch static", fixed),
-            over("candle static", fixed),
-            over("candle grouped", dynamic),
+            time(0) * 1e3,
+            case.operations() / time(0) / 1e9,
+            time(1) * 1e3,
+            median(rounds.iter().map(|round| round[1] / round[0])),
+            over(places[0], 1),
+            over(places[1], 0),
+            over(places[2], 0),
+            over(places[3], 1),
         );
     }
-}
-
-/// Criterion's median of a function in nanoseconds, where it was measured.
-fn median(folder: &Path) -> Option<f64> {
-    let text = std::fs::read_to_string(folder.join("new/estimates.json")).ok()?;
-    let estimates: serde_json::Value = serde_json::from_str(&text).ok()?;
-    estimates["median"]["point_estimate"].as_f64()
 }
 
 criterion_group!(dyconv, benches);
@@ -158,8 +191,7 @@ criterion_group!(dyconv, benches);
 fn main() {
     dyconv();
     Criterion::default().configure_from_args().final_summary();
-    let testing = std::env::args().any(|argument| argument == "--test");
-    if let (false, Some(folder)) = (testing, std::env::var_os("CRITERION_HOME")) {
-        report(Path::new(&folder));
+    if std::env::var_os(COMPARE).is_some() {
+        compare();
     }
 }

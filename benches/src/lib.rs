@@ -11,6 +11,9 @@ use anyhow::{Context, bail};
 /// The environment variable that names a Python with PyTorch.
 pub const PYTHON: &str = "BENCH_PYTHON";
 
+/// The environment variable that asks for the comparison with references.
+pub const COMPARE: &str = "BENCH_COMPARE";
+
 /// One convolution with as many experts as stand here, all channels and pixels square.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {

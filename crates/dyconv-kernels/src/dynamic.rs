@@ -216,12 +216,10 @@ impl CustomOp3 for Fused {
             Kernels::Shared(experts)
         };
         let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
-        let mut y = vec![0.0; dims.0 * dims.1 * dims.2 * dims.3];
-        values(self.scale.as_ref(), |scale| {
+        let y = values(self.scale.as_ref(), |scale| {
             values(self.shift.as_ref(), |shift| {
                 let epilogue = cpu::Epilogue { scale, shift, silu: self.silu };
-                cpu::conv2d(slice(x, x_layout)?, &kernels, &epilogue, &mut y, shape);
-                Ok(())
+                Ok(cpu::conv2d_new(slice(x, x_layout)?, &kernels, &epilogue, shape))
             })
         })?;
         Ok((CpuStorage::F32(y), dims.into()))
@@ -229,7 +227,7 @@ impl CustomOp3 for Fused {
 }
 
 /// Calls `f` with the values of a contiguous tensor on the CPU, none where there is none.
-fn values(tensor: Option<&Tensor>, f: impl FnOnce(&[f32]) -> candle_core::Result<()>) -> candle_core::Result<()> {
+fn values<T>(tensor: Option<&Tensor>, f: impl FnOnce(&[f32]) -> candle_core::Result<T>) -> candle_core::Result<T> {
     let Some(tensor) = tensor else { return f(&[]) };
     let (storage, layout) = tensor.storage_and_layout();
     let Storage::Cpu(storage) = &*storage else { bail!("dynamic_conv2d: the epilogue is not on the CPU") };

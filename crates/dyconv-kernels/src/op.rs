@@ -202,9 +202,8 @@ impl CustomOp2 for Convolution {
         let shape = shape(Operation(self.name()), "kernels", x_layout.dims(), values, &self.config)?;
         let (x, k) = (slice(x, x_layout)?, slice(k, k_layout)?);
         let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
-        let mut y = vec![0.0; dims.0 * dims.1 * dims.2 * dims.3];
         let kernels = if k.len() == shape.kernel_len() { Kernels::Shared(k) } else { Kernels::PerSample(k) };
-        cpu::conv2d(x, &kernels, &Epilogue::default(), &mut y, &shape);
+        let y = cpu::conv2d_new(x, &kernels, &Epilogue::default(), &shape);
         Ok((CpuStorage::F32(y), dims.into()))
     }
 

@@ -5,6 +5,7 @@
 //! while its values are in registers or near.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
@@ -14,10 +15,10 @@ use super::planes::{Piece, Planes};
 use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
 use super::{ConvShape, Epilogue, Kernels, activation};
 
-/// Taps of a chunk, about: a tile's pixels then take half of a level-1 cache.
-const CHUNK_TAPS: usize = 384;
+/// Taps of a chunk, about: a tile's pixels then stay in a level-1 cache, and few chunks add to the output.
+const CHUNK_TAPS: usize = 576;
 /// Values of the planes of a task, about: a quarter of a level-2 cache of 512 KiB.
-const PLANE_VALUES: usize = 64 * 1024;
+const PLANE_VALUES: usize = 32 * 1024;
 /// Channels that the copies of maps look ahead.
 const AHEAD: usize = 2;
 /// Values of mixed kernels that exist at a time, about.
@@ -43,7 +44,7 @@ pub(super) fn conv2d<I: Isa>(
     x: &[f32],
     kernels: &Kernels<'_>,
     epilogue: &Epilogue<'_>,
-    y: &mut [f32],
+    y: &mut [MaybeUninit<f32>],
     shape: &ConvShape,
 ) {
     let packing = packing::<I>(shape);
@@ -139,7 +140,7 @@ fn convolve<I: Isa>(
     x: &[f32],
     (packed, set): (&[f32], usize),
     epilogue: &Epilogue<'_>,
-    y: &mut [f32],
+    y: &mut [MaybeUninit<f32>],
     shape: &ConvShape,
 ) {
     let shape = &flattened(shape);
@@ -159,7 +160,7 @@ fn convolve<I: Isa>(
     let step = units.div_ceil(wanted) * unit;
     let pieces = (units * unit).div_ceil(step);
     let parts = threads.div_ceil(maps * pieces).min(packing.blocks());
-    let out = SharedRows { start: y.as_mut_ptr(), rows: shape.batch * shape.out_channels, length: y.len() };
+    let out = SharedRows { start: y.as_mut_ptr().cast(), rows: shape.batch * shape.out_channels, length: y.len() };
     let out = SharedRows { length: out.length / out.rows, ..out };
     (0..maps * pieces * parts).into_par_iter().for_each(|task| {
         let (map, piece, part) = (task / (pieces * parts), task / parts % pieces, task % parts);
@@ -228,7 +229,7 @@ fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
     wanted.max(unit).min(shape.in_channels / shape.config.groups)
 }
 
-/// The output as rows of one map's channel each, handed out to several threads.
+/// The output as rows of one map's channel each, handed out to several threads. At first nothing has been written there.
 struct SharedRows {
     start: *mut f32,
     rows: usize,
@@ -242,12 +243,13 @@ impl SharedRows {
     /// Columns `first..first + count` of a row.
     ///
     /// # Safety
-    /// No other reference to any of these values may be alive.
+    /// No other reference to any of these values may be alive, and they must be written before they are read.
     #[inline(always)]
     #[allow(clippy::mut_from_ref, reason = "the parts that are handed out do not overlap, which the caller promises")]
     unsafe fn part(&self, row: usize, first: usize, count: usize) -> &mut [f32] {
         assert!(row < self.rows && first <= self.length && count <= self.length - first);
-        // SAFETY: the part lies inside the slice that `start` came from; the caller promises that it is not shared.
+        // SAFETY: the part lies inside the slice that `start` came from; the caller promises that it is not shared, nor read
+        // before it is written.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.length + first), count) }
     }
 }
@@ -382,7 +384,8 @@ impl Job<'_> {
             let channel = self.group * self.packing.rows + first + i;
             for run in runs {
                 let row = self.sample * self.shape.out_channels + channel;
-                // SAFETY: each task has its own pixels of its own channels, and one part is alive at a time.
+                // SAFETY: each task has its own pixels of its own channels, and one part is alive at a time; the first chunk of
+                // taps writes it.
                 let target = unsafe { out.part(row, run.target, run.count) };
                 if run.count == columns {
                     // The usual case, with sizes that the compiler knows.

@@ -1,6 +1,7 @@
 //! Convolution with one kernel a channel: every output vector is a sum of shifted vectors of the padded map, in registers.
 
 use std::cell::RefCell;
+use std::mem::MaybeUninit;
 
 use rayon::prelude::*;
 
@@ -35,7 +36,7 @@ pub(super) fn conv2d<I: Isa>(
     x: &[f32],
     kernels: &Kernels<'_>,
     epilogue: &Epilogue<'_>,
-    y: &mut [f32],
+    y: &mut [MaybeUninit<f32>],
     shape: &ConvShape,
 ) {
     match *kernels {
@@ -50,7 +51,14 @@ pub(super) fn conv2d<I: Isa>(
     }
 }
 
-fn convolve<I: Isa>(isa: I, x: &[f32], kernels: &[f32], epilogue: &Epilogue<'_>, y: &mut [f32], shape: &ConvShape) {
+fn convolve<I: Isa>(
+    isa: I,
+    x: &[f32],
+    kernels: &[f32],
+    epilogue: &Epilogue<'_>,
+    y: &mut [MaybeUninit<f32>],
+    shape: &ConvShape,
+) {
     let window = shape.config.kernel.0 * shape.config.kernel.1;
     let sets = kernels.len() / window;
     let map = shape.input.0 * shape.input.1;
@@ -59,6 +67,8 @@ fn convolve<I: Isa>(isa: I, x: &[f32], kernels: &[f32], epilogue: &Epilogue<'_>,
     y.par_chunks_exact_mut(plane).with_min_len(least).enumerate().for_each(|(index, out)| {
         let (sample, channel) = (index / shape.out_channels, index % shape.out_channels);
         let kernel = &kernels[index % sets * window..][..window];
+        // SAFETY: the values are written by `channel`, row by row, before anything reads them.
+        let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len()) };
         SCRATCH.with_borrow_mut(|scratch| {
             isa.run(
                 #[inline(always)]

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 use super::isa::Isa;
 
 /// Values of a task: worth its start, and in a level-1 cache with some experts beside them.
-const PART: usize = 2048;
+const PART: usize = 4096;
 /// Vectors that are mixed at a time.
 const VECTORS: usize = 4;
 
@@ -13,6 +13,13 @@ const VECTORS: usize = 4;
 pub(super) fn mix_experts<I: Isa>(isa: I, weights: &[f32], experts: &[f32], mixed: &mut [f32], len: usize) {
     let count = experts.len() / len;
     // Tasks over the parts of all rows, though a part is no fixed piece of the whole: the last one of a row is shorter.
+    if mixed.len() <= PART {
+        let rows = mixed.chunks_exact_mut(len).zip(weights.chunks_exact(count));
+        return isa.run(
+            #[inline(always)]
+            || rows.for_each(|(out, weights)| mix(isa, weights, experts, len, 0, out)),
+        );
+    }
     let rows = mixed.par_chunks_exact_mut(len).enumerate();
     let tasks =
         rows.flat_map(|(row, mixed)| mixed.par_chunks_mut(PART).enumerate().map(move |(part, out)| (row, part, out)));

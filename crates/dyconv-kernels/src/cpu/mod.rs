@@ -24,7 +24,10 @@ mod upsample;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::mem::MaybeUninit;
 use std::sync::OnceLock;
+
+use crate::ConvConfig;
 
 pub use isa::IsaName;
 pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
@@ -44,7 +47,7 @@ pub struct ConvShape {
     /// Height and width of the output.
     pub output: (usize, usize),
     /// Kernel, stride, padding, dilation, groups.
-    pub config: crate::ConvConfig,
+    pub config: ConvConfig,
 }
 
 impl ConvShape {
@@ -164,6 +167,20 @@ pub fn conv2d(x: &[f32], kernels: &Kernels<'_>, epilogue: &Epilogue<'_>, y: &mut
     conv2d_on(isa, x, kernels, epilogue, y, shape);
 }
 
+/// As [`conv2d`], into memory of its own, which is not filled with zeros first.
+///
+/// # Panics
+/// Where a slice is not as long as `shape` says.
+pub fn conv2d_new(x: &[f32], kernels: &Kernels<'_>, epilogue: &Epilogue<'_>, shape: &ConvShape) -> Vec<f32> {
+    let isa = if let Kernels::Packed(packed) = kernels { packed.isa } else { chosen() };
+    let len = shape.batch * shape.out_channels * shape.output.0 * shape.output.1;
+    let mut y = Vec::with_capacity(len);
+    conv2d_into(isa, x, kernels, epilogue, &mut y.spare_capacity_mut()[..len], shape);
+    // SAFETY: there is room for `len` values, and the convolution has written all of them.
+    unsafe { y.set_len(len) };
+    y
+}
+
 fn conv2d_on(
     isa: IsaName,
     x: &[f32],
@@ -172,6 +189,24 @@ fn conv2d_on(
     y: &mut [f32],
     shape: &ConvShape,
 ) {
+    // SAFETY: values that are there may be taken for values that may be there, as long as none is taken away: only values
+    // are written.
+    let y = unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast::<MaybeUninit<f32>>(), y.len()) };
+    conv2d_into(isa, x, kernels, epilogue, y, shape);
+}
+
+/// Writes every value of `y`.
+fn conv2d_into(
+    isa: IsaName,
+    x: &[f32],
+    kernels: &Kernels<'_>,
+    epilogue: &Epilogue<'_>,
+    y: &mut [MaybeUninit<f32>],
+    shape: &ConvShape,
+) {
+    let ConvConfig { kernel, stride, dilation, groups, .. } = shape.config;
+    assert!(![kernel.0, kernel.1, stride.0, stride.1, dilation.0, dilation.1, groups, shape.in_channels].contains(&0));
+    assert!(shape.in_channels.is_multiple_of(groups) && shape.out_channels.is_multiple_of(groups));
     assert_eq!(x.len(), shape.batch * shape.in_channels * shape.input.0 * shape.input.1);
     assert_eq!(y.len(), shape.batch * shape.out_channels * shape.output.0 * shape.output.1);
     let len = shape.kernel_len();
@@ -330,7 +365,7 @@ struct Conv<'a> {
     x: &'a [f32],
     kernels: &'a Kernels<'a>,
     epilogue: &'a Epilogue<'a>,
-    y: &'a mut [f32],
+    y: &'a mut [MaybeUninit<f32>],
     shape: &'a ConvShape,
 }
 
