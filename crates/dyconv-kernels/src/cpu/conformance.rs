@@ -558,5 +558,7 @@ fn calls_within_calls() {
     };
     let alone = [call(0), call(1)];
     let together: Vec<_> = (0..calls).into_par_iter().map(call).collect();
-    assert!(together.iter().enumerate().all(|(index, y)| *y == alone[index % 2]));
+    // Miri's exponentials differ from call to call in the last digits.
+    let close = |(got, expected): (&f32, &f32)| (got - expected).abs() <= 1e-6 * pixels as f32;
+    assert!(together.iter().enumerate().all(|(index, y)| y.iter().zip(&alone[index % 2]).all(close)));
 }

@@ -24,8 +24,10 @@ mod upsample;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::sync::OnceLock;
+use std::thread::LocalKey;
 
 use crate::ConvConfig;
 
@@ -331,6 +333,16 @@ impl Job for Map<'_> {
             Unary::Silu => activation::silu(isa, self.x, self.y),
         }
     }
+}
+
+/// Lends memory that the calling thread keeps from call to call.
+///
+/// It is taken out meanwhile: a thread that waits for its tasks may begin another call, which then finds none and makes its own.
+fn with_kept<R>(kept: &'static LocalKey<RefCell<Vec<f32>>>, use_it: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+    let mut memory = kept.take();
+    let result = use_it(&mut memory);
+    kept.set(memory);
+    result
 }
 
 /// Something to run on an instruction set.
