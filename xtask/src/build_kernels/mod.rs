@@ -1,9 +1,8 @@
 //! `cargo xtask build-kernels`: the device sources through the real compilers, and what they cost.
 //!
-//! Every `.cu` becomes PTX for compute_80 and machine code for each GPU of [`compile::GPUS`] that the compiler knows; a warning or a
+//! Every `.cu` becomes PTX for compute_80 and machine code for each GPU from A100 on that the compiler knows; a warning or a
 //! spilled register is an error. Metal's sources go through Apple's compiler on macOS, elsewhere through a lint of their address
-//! spaces. The tables of resources and floors are written into
-//! `docs/kernels.md`, or compared with it (`--check`).
+//! spaces. The tables of resources and floors are written into `docs/kernels.md`, or compared with it (`--check`).
 
 mod compile;
 mod document;
