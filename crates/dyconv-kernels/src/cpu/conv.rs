@@ -12,7 +12,7 @@ use super::isa::{Isa, copy};
 use super::pack::{self, Packing};
 use super::planes::{Piece, Planes};
 use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
-use super::{ConvShape, Epilogue, Kernels, activation};
+use super::{ConvShape, Epilogue, Kernels, activation, with_taken};
 
 /// Taps of a chunk, about: a tile's pixels then take half of a level-1 cache.
 const CHUNK_TAPS: usize = 384;
@@ -51,7 +51,7 @@ pub(super) fn conv2d<I: Isa>(
     let (weights, experts) = match *kernels {
         Kernels::Packed(packed) => return convolve(isa, x, (packed.values(), 0), epilogue, y, shape),
         Kernels::Shared(experts) => {
-            return PACKED.with_borrow_mut(|packed| {
+            return with_taken(&PACKED, |packed| {
                 packed.resize(set.max(packed.len()), 0.0);
                 mix_all(isa, shape, &[1.0], experts, &mut packed[..set]);
                 convolve(isa, x, (&packed[..set], 0), epilogue, y, shape);
@@ -64,7 +64,7 @@ pub(super) fn conv2d<I: Isa>(
     let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
     let maps =
         (shape.in_channels * shape.input.0 * shape.input.1, shape.out_channels * shape.output.0 * shape.output.1);
-    PACKED.with_borrow_mut(|packed| {
+    with_taken(&PACKED, |packed| {
         packed.resize((set * at_once).max(packed.len()), 0.0);
         for (index, (x, y)) in x.chunks(maps.0 * at_once).zip(y.chunks_mut(maps.1 * at_once)).enumerate() {
             let (first, samples) = (index * at_once, x.len() / maps.0);

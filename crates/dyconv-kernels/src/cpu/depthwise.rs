@@ -6,7 +6,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, copy};
 use super::planes::{Piece, Planes};
-use super::{ConvShape, Epilogue, Kernels, mix};
+use super::{ConvShape, Epilogue, Kernels, mix, with_taken};
 
 /// Vectors of outputs that are summed at a time.
 const VECTORS: usize = 4;
@@ -41,7 +41,7 @@ pub(super) fn conv2d<I: Isa>(
     match *kernels {
         Kernels::Packed(packed) => convolve(isa, x, packed.values(), epilogue, y, shape),
         Kernels::Shared(kernels) | Kernels::PerSample(kernels) => convolve(isa, x, kernels, epilogue, y, shape),
-        Kernels::Mixed { weights, experts } => MIXED.with_borrow_mut(|mixed| {
+        Kernels::Mixed { weights, experts } => with_taken(&MIXED, |mixed| {
             let len = shape.batch * shape.kernel_len();
             mixed.resize(len.max(mixed.len()), 0.0);
             mix::mix_experts(isa, weights, experts, &mut mixed[..len], shape.kernel_len());

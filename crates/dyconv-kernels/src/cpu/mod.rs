@@ -24,7 +24,9 @@ mod upsample;
 #[cfg(target_arch = "x86_64")]
 mod x86;
 
+use std::cell::RefCell;
 use std::sync::OnceLock;
+use std::thread::LocalKey;
 
 pub use isa::IsaName;
 pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
@@ -296,6 +298,16 @@ impl Job for Map<'_> {
             Unary::Silu => activation::silu(isa, self.x, self.y),
         }
     }
+}
+
+/// Lends out what a thread keeps between calls, while the pool works with it.
+///
+/// It is taken away, not borrowed: a thread that waits for the pool may meanwhile run another caller's task, which calls again.
+fn with_taken<R>(kept: &'static LocalKey<RefCell<Vec<f32>>>, body: impl FnOnce(&mut Vec<f32>) -> R) -> R {
+    let mut values = kept.take();
+    let result = body(&mut values);
+    kept.set(values);
+    result
 }
 
 /// Something to run on an instruction set.

@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::isa::Isa;
+use super::with_taken;
 use crate::Routing;
 
 /// Values of maps that a task sums, about: worth its start.
@@ -29,7 +30,7 @@ pub(super) fn route<I: Isa>(
 ) {
     let maps = r.len() / bias.len() * channels;
     let pixels = x.len() / maps;
-    AVERAGES.with_borrow_mut(|averages| {
+    with_taken(&AVERAGES, |averages| {
         averages.resize(maps.max(averages.len()), 0.0);
         let averages = &mut averages[..maps];
         let least = (TASK_VALUES / pixels).max(1);
