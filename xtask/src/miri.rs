@@ -8,8 +8,10 @@ use anyhow::bail;
 use crate::process::{nightly, output_of, run as execute};
 use crate::slices;
 
-/// The thread pool lives to the end of the process, and its queues (of crossbeam) fit the tree model of borrows only.
-const FLAGS: &str = "-Zmiri-ignore-leaks -Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-num-cpus=2";
+/// The thread pool lives to the end of the process, and its queues (of crossbeam) fit the tree model of borrows only. Functions
+/// such as `exp` would be a little wrong at random; tests compare results bit by bit.
+const FLAGS: &str = "-Zmiri-ignore-leaks -Zmiri-tree-borrows -Zmiri-permissive-provenance -Zmiri-num-cpus=2 \
+                     -Zmiri-deterministic-floats";
 const FEATURES: &str = "-Ctarget-feature=+avx2,+fma,+avx512f,+avx512vl,+avx512bw,+avx512dq";
 
 pub(crate) fn run() -> anyhow::Result<()> {

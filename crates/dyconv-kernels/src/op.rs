@@ -66,6 +66,15 @@ pub fn conv_transpose2d(x: &Tensor, weight: &Tensor, config: &ConvConfig, output
             format!("[{channels}, out / {} groups, {}, {}]", config.groups, config.kernel.0, config.kernel.1);
         return Err(TRANSPOSED.wrong("weight", expected, format!("{:?}", weight.dims())));
     }
+    let ConvConfig { stride, dilation, .. } = *config;
+    if [stride.0, stride.1, dilation.0, dilation.1].contains(&0) {
+        return Err(TRANSPOSED.wrong("config", "strides and dilations of at least 1", format!("{config:?}")));
+    }
+    let most = stride.0.max(dilation.0).min(stride.1.max(dilation.1)) - 1;
+    if output_padding > most {
+        let expected = format!("at most {most}, less than stride or dilation");
+        return Err(TRANSPOSED.wrong("output_padding", expected, output_padding.to_string()));
+    }
     let axis = |size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize| {
         let reach = dilation.checked_mul(kernel.checked_sub(1)?)?;
         let full = size.checked_sub(1)?.checked_mul(stride)?.checked_add(reach)?.checked_add(output_padding)? + 1;

@@ -97,6 +97,11 @@ fn misfits_are_named() {
         (conv2d_per_sample(&zeros(&[2, 3, 2, 5]), &zeros(&[2, 27]), &config), "it is of 2x5 pixels"),
         (conv2d(&x, &zeros(&[4, 2, 3, 3]), &config), "`weight` must be [out, 3 / 1 groups, 3, 3], it is [4, 2, 3, 3]"),
         (conv_transpose2d(&x, &zeros(&[4, 2, 3, 3]), &config, 0), "`weight` must be [3, out / 1 groups, 3, 3]"),
+        (conv_transpose2d(&x, &zeros(&[3, 2, 3, 3]), &config, 1), "`output_padding` must be at most 0"),
+        (
+            conv_transpose2d(&x, &zeros(&[3, 2, 3, 3]), &ConvConfig { stride: (1, 0), ..config }, 0),
+            "`config` must be strides and dilations of at least 1",
+        ),
     ] {
         let text = outcome.unwrap_err().to_string();
         assert!(text.contains(expected), "{text}");
