@@ -101,7 +101,7 @@ fn benches(criterion: &mut Criterion) {
 }
 
 /// Rounds of a comparison: in each, every function runs in turn, so that what disturbs the machine disturbs all of them.
-const ROUNDS: usize = 15;
+const ROUNDS: usize = 9;
 /// A function's turn lasts about so long.
 const TURN: Duration = Duration::from_millis(60);
 
@@ -136,8 +136,8 @@ fn timed<'a>(mut function: impl FnMut() -> Tensor + 'a) -> Timed<'a> {
     })
 }
 
-/// Prints a line a convolution: times, and medians of the rounds' ratios.
-fn compare() {
+/// Prints a line a convolution whose name contains `only`: times, and medians of the rounds' ratios.
+fn compare(only: &str) {
     let torch = Torch::start(THREADS).unwrap().map(RefCell::new);
     println!(
         "\n{THREADS} threads, 4 experts, sigmoid routing; ratios are medians of {ROUNDS} rounds in which all took turns\n"
@@ -148,6 +148,9 @@ fn compare() {
     );
     for (shape, batch) in SHAPES.into_iter().flat_map(|shape| BATCHES.map(|batch| (shape, batch))) {
         let case = Case { batch, ..shape };
+        if !case.name().contains(only) {
+            continue;
+        }
         let tensors = Tensors::new(&case).unwrap();
         let kernel = tensors.kernel(&tensors.experts.narrow(0, 0, 1).unwrap(), 1);
         let mut functions = vec![timed(|| tensors.fixed()), timed(|| tensors.dynamic())];
@@ -191,7 +194,7 @@ criterion_group!(dyconv, benches);
 fn main() {
     dyconv();
     Criterion::default().configure_from_args().final_summary();
-    if std::env::var_os(COMPARE).is_some() {
-        compare();
+    if let Ok(only) = std::env::var(COMPARE) {
+        compare(&only);
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context, bail};
 /// The environment variable that names a Python with PyTorch.
 pub const PYTHON: &str = "BENCH_PYTHON";
 
-/// The environment variable that asks for the comparison with references.
+/// The environment variable that asks for the comparison with references, of convolutions whose names contain its value.
 pub const COMPARE: &str = "BENCH_COMPARE";
 
 /// One convolution with as many experts as stand here, all channels and pixels square.

@@ -15,7 +15,7 @@ pub(crate) fn run(torch: bool) -> anyhow::Result<()> {
     let mut bench = cargo();
     // The kernels are optimised in this profile, and built for the tests already.
     bench.args(["bench", "--workspace", "--profile", "dev", "--bench", "dyconv"]);
-    bench.env("RAYON_NUM_THREADS", "2").env("BENCH_COMPARE", "1");
+    bench.env("RAYON_NUM_THREADS", "2").env("BENCH_COMPARE", "");
     if torch {
         bench.env(PYTHON, python()?);
     }
