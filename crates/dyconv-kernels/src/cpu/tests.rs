@@ -84,8 +84,12 @@ fn sizes_around_the_tiles() {
             }
         }
     }
-    // More taps than a panel holds, more pixels than a block.
-    failures.extend(check(&shape(1, (300, 9), (5, 7), ONE).unwrap(), false).err());
+    // More taps than one chunk and than two, in whole tiles and in parts of them, in place and copied.
+    for size in [(5, 7), (4, 16), (3, 37)] {
+        failures.extend(check(&shape(1, (1300, 9), size, ONE).unwrap(), false).err());
+        failures.extend(check(&shape(2, (150, 9), size, three).unwrap(), true).err());
+    }
+    // More pixels than a piece.
     failures.extend(check(&shape(1, (2, 3), (40, 33), three).unwrap(), false).err());
     assert!(failures.is_empty(), "{} failures, such as {:#?}", failures.len(), &failures[..failures.len().min(3)]);
 }
