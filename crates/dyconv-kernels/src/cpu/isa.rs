@@ -21,6 +21,30 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     fn store(self, y: &mut [f32], v: Self::F32);
     /// `a * b + c`
     fn fma(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32;
+    /// `a + b`
+    fn add(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a - b`
+    fn sub(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a * b`
+    fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a / b`
+    fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// The larger of each pair; `x` where it is NaN.
+    fn at_least(self, x: Self::F32, low: Self::F32) -> Self::F32;
+    /// The smaller of each pair; `x` where it is NaN.
+    fn at_most(self, x: Self::F32, high: Self::F32) -> Self::F32;
+    /// `power` with the lowest bits of `exponent`, as bits, added to its exponent.
+    fn scale_by_bits(self, power: Self::F32, exponent: Self::F32) -> Self::F32;
+    /// [`Isa::LANES`] values from `x` on.
+    ///
+    /// # Safety
+    /// They must be readable.
+    unsafe fn load_at(self, x: *const f32) -> Self::F32;
+    /// Writes [`Isa::LANES`] values from `y` on.
+    ///
+    /// # Safety
+    /// They must be writable.
+    unsafe fn store_at(self, y: *mut f32, v: Self::F32);
     /// Asks for the cache line of the first value of `x` to be read.
     fn prefetch(self, x: &[f32]);
     /// Runs `body` with this instruction set enabled, so that what is inlined into it compiles to it.

@@ -1,6 +1,6 @@
 //! NEON on AArch64, where every CPU has it.
 
-use std::arch::aarch64::{float32x4x2_t, vdupq_n_f32, vfmaq_f32, vld1q_f32, vst1q_f32};
+use std::arch::aarch64::*;
 
 use super::isa::Isa;
 
@@ -48,6 +48,70 @@ unsafe impl Isa for Neon {
     fn fma(self, a: float32x4x2_t, b: float32x4x2_t, c: float32x4x2_t) -> float32x4x2_t {
         // SAFETY: the token proves NEON.
         unsafe { float32x4x2_t(vfmaq_f32(c.0, a.0, b.0), vfmaq_f32(c.1, a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vaddq_f32(a.0, b.0), vaddq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vsubq_f32(a.0, b.0), vsubq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vmulq_f32(a.0, b.0), vmulq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vdivq_f32(a.0, b.0), vdivq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: float32x4x2_t, low: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vmaxq_f32(x.0, low.0), vmaxq_f32(x.1, low.1)) }
+    }
+
+    #[inline(always)]
+    fn at_most(self, x: float32x4x2_t, high: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vminq_f32(x.0, high.0), vminq_f32(x.1, high.1)) }
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, power: float32x4x2_t, exponent: float32x4x2_t) -> float32x4x2_t {
+        #[inline(always)]
+        fn half(power: float32x4_t, exponent: float32x4_t) -> float32x4_t {
+            // SAFETY: the token of the caller proves NEON.
+            unsafe {
+                let exponent = vshlq_n_s32::<23>(vreinterpretq_s32_f32(exponent));
+                vreinterpretq_f32_s32(vaddq_s32(vreinterpretq_s32_f32(power), exponent))
+            }
+        }
+        float32x4x2_t(half(power.0, exponent.0), half(power.1, exponent.1))
+    }
+
+    #[inline(always)]
+    unsafe fn load_at(self, x: *const f32) -> float32x4x2_t {
+        // SAFETY: the token proves NEON; the caller proves the values.
+        unsafe { float32x4x2_t(vld1q_f32(x), vld1q_f32(x.add(4))) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_at(self, y: *mut f32, v: float32x4x2_t) {
+        // SAFETY: the token proves NEON; the caller proves the room.
+        unsafe {
+            vst1q_f32(y, v.0);
+            vst1q_f32(y.add(4), v.1);
+        }
     }
 
     #[inline(always)]

@@ -56,7 +56,7 @@ pub(super) fn route<I: Isa>(
 }
 
 /// Turns logits into weights in place.
-fn activate(logits: &mut [f32], routing: Routing) {
+pub(super) fn activate(logits: &mut [f32], routing: Routing) {
     match routing {
         Routing::Sigmoid => logits.iter_mut().for_each(|l| *l = 1.0 / (1.0 + (-*l).exp())),
         Routing::Softmax { temperature } => {

@@ -35,6 +35,53 @@ unsafe impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] + b[i])
+    }
+
+    #[inline(always)]
+    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] - b[i])
+    }
+
+    #[inline(always)]
+    fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] * b[i])
+    }
+
+    #[inline(always)]
+    fn div(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| a[i] / b[i])
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: [f32; 8], low: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if x[i] < low[i] { low[i] } else { x[i] })
+    }
+
+    #[inline(always)]
+    fn at_most(self, x: [f32; 8], high: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if x[i] > high[i] { high[i] } else { x[i] })
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, power: [f32; 8], exponent: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| f32::from_bits(power[i].to_bits().wrapping_add(exponent[i].to_bits() << 23)))
+    }
+
+    #[inline(always)]
+    unsafe fn load_at(self, x: *const f32) -> [f32; 8] {
+        // SAFETY: the caller proves the values.
+        unsafe { x.cast::<[f32; 8]>().read_unaligned() }
+    }
+
+    #[inline(always)]
+    unsafe fn store_at(self, y: *mut f32, v: [f32; 8]) {
+        // SAFETY: the caller proves the room.
+        unsafe { y.cast::<[f32; 8]>().write_unaligned(v) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: &[f32]) {}
 
     #[inline(always)]

@@ -1,9 +1,6 @@
 //! AVX2 and AVX-512 on x86-64.
 
-use std::arch::x86_64::{
-    __m256, __m512, _MM_HINT_T0, _mm_prefetch, _mm256_fmadd_ps, _mm256_loadu_ps, _mm256_set1_ps, _mm256_storeu_ps,
-    _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_set1_ps, _mm512_storeu_ps,
-};
+use std::arch::x86_64::*;
 
 use super::isa::Isa;
 
@@ -62,6 +59,62 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: __m256, low: __m256) -> __m256 {
+        // Of two operands of which one is NaN the instruction gives the second.
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_max_ps(low, x) }
+    }
+
+    #[inline(always)]
+    fn at_most(self, x: __m256, high: __m256) -> __m256 {
+        // Of two operands of which one is NaN the instruction gives the second.
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_min_ps(high, x) }
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, power: __m256, exponent: __m256) -> __m256 {
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(power), _mm256_slli_epi32::<23>(_mm256_castps_si256(exponent)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_at(self, x: *const f32) -> __m256 {
+        // SAFETY: the token proves AVX2; the caller proves the values.
+        unsafe { _mm256_loadu_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_at(self, y: *mut f32, v: __m256) {
+        // SAFETY: the token proves AVX2; the caller proves the room.
+        unsafe { _mm256_storeu_ps(y, v) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, x: &[f32]) {
         // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
@@ -108,6 +161,62 @@ unsafe impl Isa for Avx512 {
     fn fma(self, a: __m512, b: __m512, c: __m512) -> __m512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_fmadd_ps(a, b, c) }
+    }
+
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_add_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_sub_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_mul_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn at_least(self, x: __m512, low: __m512) -> __m512 {
+        // Of two operands of which one is NaN the instruction gives the second.
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_max_ps(low, x) }
+    }
+
+    #[inline(always)]
+    fn at_most(self, x: __m512, high: __m512) -> __m512 {
+        // Of two operands of which one is NaN the instruction gives the second.
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_min_ps(high, x) }
+    }
+
+    #[inline(always)]
+    fn scale_by_bits(self, power: __m512, exponent: __m512) -> __m512 {
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(power), _mm512_slli_epi32::<23>(_mm512_castps_si512(exponent)))) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_at(self, x: *const f32) -> __m512 {
+        // SAFETY: the token proves AVX-512F; the caller proves the values.
+        unsafe { _mm512_loadu_ps(x) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_at(self, y: *mut f32, v: __m512) {
+        // SAFETY: the token proves AVX-512F; the caller proves the room.
+        unsafe { _mm512_storeu_ps(y, v) }
     }
 
     #[inline(always)]

@@ -1,0 +1,197 @@
+//! Between a program and the world: `[batch, channels, height, width]` outside, channels last inside.
+
+use super::super::isa::Isa;
+use super::finish::Act;
+use super::memory::{Arena, View};
+use super::team::Member;
+
+/// Pixels of a strip that is turned at a time.
+const STRIP: usize = 64;
+
+/// Copies a map from outside into the middle of `view`, zeros around it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Import {
+    /// With the border.
+    pub(super) view: View,
+    /// Rows above and below, columns left and right.
+    pub(super) border: (usize, usize),
+}
+
+impl Import {
+    pub(super) fn size(&self) -> (usize, usize) {
+        (self.view.height - 2 * self.border.0, self.view.width - 2 * self.border.1)
+    }
+
+    pub(super) fn run(&self, arena: &Arena, batch: usize, map: &[f32], member: &Member<'_>) {
+        let View { height, width, channels, pixel, offset } = self.view;
+        let (rows, columns) = self.size();
+        let strip = |index: usize| {
+            let (sample, y) = (index / height, index % height);
+            let line = arena.at(offset + (sample * height + y) * width * pixel);
+            let inside = y.checked_sub(self.border.0).filter(|y| *y < rows);
+            for x in 0..width {
+                let column = x.checked_sub(self.border.1).filter(|x| *x < columns);
+                if inside.is_none() || column.is_none() {
+                    for channel in 0..channels {
+                        // SAFETY: the view has a place for each channel of each pixel.
+                        unsafe { *line.add(x * pixel + channel) = 0.0 };
+                    }
+                }
+            }
+            let Some(y) = inside else { return };
+            let line = line.wrapping_add(self.border.1 * pixel);
+            for channel in 0..channels {
+                let row = &map[((sample * channels + channel) * rows + y) * columns..][..columns];
+                for (x, value) in row.iter().enumerate() {
+                    // SAFETY: as above.
+                    unsafe { *line.add(x * pixel + channel) = *value };
+                }
+            }
+        };
+        const ROWS: usize = 8;
+        let parts = (batch * height).div_ceil(ROWS);
+        member.share(parts, |part| (part * ROWS..((part + 1) * ROWS).min(batch * height)).for_each(strip));
+    }
+}
+
+/// A slice that is written by several threads, each its own part.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Outside {
+    start: *mut f32,
+    len: usize,
+}
+
+// SAFETY: kernels write disjoint parts of it.
+unsafe impl Sync for Outside {}
+// SAFETY: as above.
+unsafe impl Send for Outside {}
+
+impl Outside {
+    /// No slice at all.
+    pub(super) const fn none() -> Self {
+        Self { start: std::ptr::null_mut(), len: 0 }
+    }
+
+    pub(super) fn new(values: &mut [f32]) -> Self {
+        Self { start: values.as_mut_ptr(), len: values.len() }
+    }
+
+    /// # Safety
+    /// No other thread may use these values.
+    #[inline(always)]
+    #[allow(clippy::mut_from_ref, reason = "the parts that are handed out do not overlap, which the caller promises")]
+    pub(super) unsafe fn part(&self, first: usize, count: usize) -> &mut [f32] {
+        assert!(first <= self.len && count <= self.len - first);
+        // SAFETY: it lies inside; the caller promises that it is nobody else's.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), count) }
+    }
+}
+
+/// Copies a map out.
+pub(super) fn export(view: &View, arena: &Arena, batch: usize, outside: &Outside, member: &Member<'_>) {
+    let pixels = view.height * view.width;
+    let strips = pixels.div_ceil(STRIP);
+    member.share(batch * strips, |task| {
+        let (sample, first) = (task / strips, task % strips * STRIP);
+        let count = STRIP.min(pixels - first);
+        let start = arena.at(view.offset + sample * view.sample() + first * view.pixel);
+        for channel in 0..view.channels {
+            // SAFETY: each task has its own pixels.
+            let out = unsafe { outside.part((sample * view.channels + channel) * pixels + first, count) };
+            for (i, value) in out.iter_mut().enumerate() {
+                // SAFETY: the view has a place for each channel of each pixel.
+                *value = unsafe { *start.add(i * view.pixel + channel) };
+            }
+        }
+    });
+}
+
+/// Boxes of one level of a head: YOLOv5's decoding.
+#[derive(Debug, Clone)]
+pub(super) struct Decode {
+    /// `[height, width, anchors * outputs]`
+    pub(super) view: View,
+    /// Width and height in pixels.
+    pub(super) anchors: Vec<[f32; 2]>,
+    pub(super) stride: f32,
+    /// Values of a row: 5, classes, mask coefficients.
+    pub(super) outputs: usize,
+    /// Mask coefficients, which stay as they are.
+    pub(super) masks: usize,
+    /// Rows of all levels, and of those before this one.
+    pub(super) rows: usize,
+    pub(super) first: usize,
+}
+
+impl Decode {
+    /// Rows whose objectness is not above `threshold` are zero but for that.
+    pub(super) fn run<I: Isa>(
+        &self,
+        isa: I,
+        arena: &Arena,
+        batch: usize,
+        threshold: Option<f32>,
+        outside: &Outside,
+        member: &Member<'_>,
+    ) {
+        let View { height, width, .. } = self.view;
+        let anchors = self.anchors.len();
+        member.share(batch * anchors * height, |task| {
+            let (y, anchor, sample) = (task % height, task / height % anchors, task / (height * anchors));
+            let first = self.first + (anchor * height + y) * width;
+            // SAFETY: each task has its own rows.
+            let rows = unsafe { outside.part((sample * self.rows + first) * self.outputs, width * self.outputs) };
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (x, row) in rows.chunks_exact_mut(self.outputs).enumerate() {
+                        let place = self.view.sample() * sample + (y * width + x) * self.view.pixel;
+                        let from = arena.at(self.view.offset + place + anchor * self.outputs).cast_const();
+                        // SAFETY: the view has so many channels for each anchor.
+                        let from = unsafe { std::slice::from_raw_parts(from, self.outputs) };
+                        self.row(isa, from, (x, y), anchor, threshold, row);
+                    }
+                },
+            );
+        });
+    }
+
+    #[inline(always)]
+    fn row<I: Isa>(
+        &self,
+        isa: I,
+        from: &[f32],
+        (x, y): (usize, usize),
+        anchor: usize,
+        threshold: Option<f32>,
+        row: &mut [f32],
+    ) {
+        if let Some(threshold) = threshold {
+            let objectness = 1.0 / (1.0 + (-from[4]).exp());
+            if objectness <= threshold {
+                row.fill(0.0);
+                row[4] = objectness;
+                return;
+            }
+        }
+        let classes = self.outputs - self.masks;
+        let mut at = 0;
+        while at + I::LANES <= classes {
+            isa.store(&mut row[at..], Act::Sigmoid.apply(isa, isa.load(&from[at..])));
+            at += I::LANES;
+        }
+        if at < classes {
+            let mut values = [0.0; 16];
+            values[..classes - at].copy_from_slice(&from[at..classes]);
+            let result = Act::Sigmoid.apply(isa, isa.load(&values));
+            isa.store(&mut values, result);
+            row[at..classes].copy_from_slice(&values[..classes - at]);
+        }
+        row[classes..].copy_from_slice(&from[classes..]);
+        for (i, cell) in [x, y].into_iter().enumerate() {
+            row[i] = (row[i] * 2.0 + (cell as f32 - 0.5)) * self.stride;
+            let twice = row[2 + i] * 2.0;
+            row[2 + i] = twice * twice * self.anchors[anchor][i];
+        }
+    }
+}

@@ -1,0 +1,118 @@
+//! What happens to sums while they are in registers: activation, residual, storing.
+
+use super::super::isa::Isa;
+
+/// Elementwise function behind a convolution.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Act {
+    /// None.
+    #[default]
+    Identity,
+    /// `v / (1 + exp(-v))`
+    Silu,
+    /// `v`, or `slope * v` where `v` is negative. A slope of 0 is ReLU.
+    Leaky(f32),
+    /// `v` within 0 and 6.
+    Relu6,
+    /// `1 / (1 + exp(-v))`
+    Sigmoid,
+    /// `v * clamp(v + 3, 0, 6) / 6`
+    Hardswish,
+}
+
+/// `2^(-x log2 e) = exp(-x)`, to 2e-7 for values within 20, clamped where f32 ends; NaN stays.
+#[inline(always)]
+pub(super) fn exp_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
+    /// Adding it rounds to a whole number, which then stands in the low bits.
+    const ROUND: f32 = 12_582_912.0;
+    let t = isa.mul(x, isa.splat(-std::f32::consts::LOG2_E));
+    let t = isa.at_most(isa.at_least(t, isa.splat(-126.0)), isa.splat(126.5));
+    let shifted = isa.add(t, isa.splat(ROUND));
+    let f = isa.sub(t, isa.sub(shifted, isa.splat(ROUND)));
+    // 2^f for f within a half; Cephes' coefficients.
+    let mut power = isa.splat(1.535_336_2e-4);
+    for coefficient in [1.339_887_4e-3, 9.618_437e-3, 5.550_332_5e-2, 2.402_264_7e-1, std::f32::consts::LN_2, 1.0] {
+        power = isa.fma(power, f, isa.splat(coefficient));
+    }
+    isa.scale_by_bits(power, shifted)
+}
+
+impl Act {
+    /// Applies it to a vector.
+    #[inline(always)]
+    pub(super) fn apply<I: Isa>(self, isa: I, v: I::F32) -> I::F32 {
+        match self {
+            Self::Identity => v,
+            Self::Silu => {
+                // Below, the result is nothing; infinity must not become NaN.
+                let v = isa.at_least(v, isa.splat(-87.0));
+                isa.div(v, isa.add(isa.splat(1.0), exp_of_negative(isa, v)))
+            }
+            Self::Leaky(slope) => {
+                let zero = isa.splat(0.0);
+                isa.fma(isa.at_most(v, zero), isa.splat(slope), isa.at_least(v, zero))
+            }
+            Self::Relu6 => isa.at_most(isa.at_least(v, isa.splat(0.0)), isa.splat(6.0)),
+            Self::Sigmoid => isa.div(isa.splat(1.0), isa.add(isa.splat(1.0), exp_of_negative(isa, v))),
+            Self::Hardswish => {
+                let gate = isa.at_least(isa.add(v, isa.splat(3.0)), isa.splat(0.0));
+                isa.mul(isa.mul(v, isa.at_most(gate, isa.splat(6.0))), isa.splat(1.0 / 6.0))
+            }
+        }
+    }
+}
+
+/// The widest vector there is.
+const WIDEST: usize = 16;
+
+/// The first `count` values from `x` on, at most a vector; zeros behind.
+///
+/// # Safety
+/// They must be readable.
+#[inline(always)]
+pub(super) unsafe fn load_part<I: Isa>(isa: I, x: *const f32, count: usize) -> I::F32 {
+    if count >= I::LANES {
+        // SAFETY: the caller proves the values.
+        return unsafe { isa.load_at(x) };
+    }
+    let mut values = [0.0; WIDEST];
+    for i in 0..count {
+        // SAFETY: as above.
+        values[i] = unsafe { *x.add(i) };
+    }
+    isa.load(&values)
+}
+
+/// Writes the first `count` values of a vector, at most all, from `y` on.
+///
+/// # Safety
+/// They must be writable.
+#[inline(always)]
+pub(super) unsafe fn store_part<I: Isa>(isa: I, y: *mut f32, v: I::F32, count: usize) {
+    if count >= I::LANES {
+        // SAFETY: the caller proves the room.
+        return unsafe { isa.store_at(y, v) };
+    }
+    let mut values = [0.0; WIDEST];
+    isa.store(&mut values, v);
+    for i in 0..count {
+        // SAFETY: as above.
+        unsafe { *y.add(i) = values[i] };
+    }
+}
+
+/// Activation, then the residual from `add` unless null, then the first `count` values to `y`.
+///
+/// # Safety
+/// `count` values must be writable at `y` and, unless it is null, readable at `add`; both may be the same.
+#[inline(always)]
+pub(super) unsafe fn finish<I: Isa>(isa: I, act: Act, v: I::F32, add: *const f32, y: *mut f32, count: usize) {
+    let mut v = act.apply(isa, v);
+    // SAFETY: the caller proves both places.
+    unsafe {
+        if !add.is_null() {
+            v = isa.add(v, load_part(isa, add, count));
+        }
+        store_part(isa, y, v, count);
+    }
+}

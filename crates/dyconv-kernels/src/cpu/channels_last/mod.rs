@@ -1,0 +1,27 @@
+//! Networks as programs: lists of kernels over maps whose channels lie next to each other, run by a team of threads.
+//!
+//! A [`Program`] is built once: kernels packed, places given, checked. A [`Session`] is the memory and the threads of one run at
+//! a time; many sessions may run one program. Running allocates nothing and locks nothing.
+
+mod build;
+mod convert;
+mod depthwise;
+mod direct;
+mod finish;
+mod memory;
+mod mixing;
+mod pointwise;
+mod pool;
+mod program;
+mod team;
+#[cfg(test)]
+mod tests;
+mod winograd;
+
+pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin};
+pub use direct::Window;
+pub use finish::Act;
+pub use memory::{Part, View};
+pub use mixing::Router;
+pub use pool::Pool;
+pub use program::{Program, RunOptions, Session, Step};

@@ -1,0 +1,333 @@
+//! Programs of one convolution and of the other steps, on every instruction set of the machine, against loops in f64.
+
+use super::super::{IsaName, available};
+use super::*;
+use crate::Routing;
+
+/// Values from -1 to 1 that look random.
+pub(super) fn noise(count: usize, seed: u32) -> Vec<f32> {
+    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
+    let next = |_| {
+        state ^= state << 13;
+        state ^= state >> 17;
+        state ^= state << 5;
+        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+    };
+    (0..count).map(next).collect()
+}
+
+/// A convolution to try.
+#[derive(Debug, Clone, Copy)]
+struct Case {
+    batch: usize,
+    inputs: usize,
+    outputs: usize,
+    size: (usize, usize),
+    window: Window,
+    groups: usize,
+    act: Act,
+    residual: bool,
+    /// Experts, none for fixed kernels.
+    experts: usize,
+    algorithm: Algorithm,
+    threads: usize,
+    /// No gaps in the input, and one part.
+    dense: bool,
+}
+
+impl Case {
+    fn output_size(&self) -> Option<(usize, usize)> {
+        let Window { kernel, stride, padding, dilation } = self.window;
+        let axis = |size: usize, kernel: usize, stride: usize, padding: usize, dilation: usize| {
+            Some((size + 2 * padding).checked_sub(dilation * (kernel - 1) + 1)? / stride + 1)
+        };
+        Some((
+            axis(self.size.0, kernel.0, stride.0, padding.0, dilation.0)?,
+            axis(self.size.1, kernel.1, stride.1, padding.1, dilation.1)?,
+        ))
+    }
+
+    /// The largest error over the largest sum before the activation.
+    fn error(&self, isa: IsaName, seed: u32) -> Option<f64> {
+        let (height, width) = self.size;
+        let (rows, columns) = self.output_size()?;
+        let Self { batch, inputs, outputs, groups, .. } = *self;
+        let kernel_len = inputs / groups * self.window.kernel.0 * self.window.kernel.1 * outputs;
+        let x = noise(batch * inputs * height * width, seed);
+        let sets = self.experts.max(1);
+        let kernels = noise(sets * kernel_len, seed + 1);
+        let bias = noise(sets * outputs, seed + 2);
+        let router = Router {
+            squeeze: None,
+            weight: noise(sets * inputs, seed + 3),
+            bias: noise(sets, seed + 4),
+            routing: Routing::Softmax { temperature: 0.5 },
+        };
+
+        // The input in two places, with gaps; the output between other channels.
+        let gap = if self.dense { 0 } else { 3 };
+        let first = inputs / 3;
+        let split = self.algorithm == Algorithm::Direct && groups == 1 && first > 0 && !self.dense;
+        let source = View { offset: 16, height, width, channels: inputs, pixel: inputs };
+        let first_view = View { offset: source.end(batch) + 5, channels: first, pixel: first + gap, ..source };
+        let second_view =
+            View { offset: first_view.end(batch) + 7, channels: inputs - first, pixel: inputs - first + gap, ..source };
+        let whole_view = View { offset: first_view.offset, pixel: inputs + gap, ..source };
+        let end = second_view.end(batch).max(whole_view.end(batch)) + 1;
+        let output = View { offset: end + 2, height: rows, width: columns, channels: outputs, pixel: outputs + 5 };
+        let mut builder = Builder::for_isa(isa, batch, self.threads, output.end(batch) + 3);
+        builder.import(source, (0, 0));
+        let parts: Vec<Part> = if split {
+            builder.pointwise("first", vec![source.channels(0, first).into()], first_view, None, Act::Identity, None);
+            let rest = source.channels(first, inputs - first);
+            builder.pointwise("second", vec![rest.into()], second_view, None, Act::Identity, None);
+            vec![first_view.into(), second_view.into()]
+        } else {
+            builder.pointwise("copy", vec![source.into()], whole_view, None, Act::Identity, None);
+            vec![whole_view.into()]
+        };
+        let kernels_of = if self.experts > 0 {
+            Kernels::Mixed {
+                router: router.clone(),
+                averaged: parts.clone(),
+                experts: &kernels,
+                bias: &bias,
+                shift: &bias[..outputs],
+            }
+        } else {
+            Kernels::Fixed { kernels: &kernels, bias: &bias }
+        };
+        let mut convolution = Convolution {
+            name: "conv",
+            window: self.window,
+            groups,
+            inputs: parts,
+            output,
+            residual: None,
+            act: self.act,
+            kernels: kernels_of,
+            algorithm: self.algorithm,
+        };
+        builder.convolution(&convolution);
+        if self.residual {
+            convolution.residual = Some(output);
+            builder.convolution(&convolution);
+        }
+        builder.export("out", output);
+        let program = builder.finish();
+        let mut session = program.session().unwrap();
+        let mut y = vec![f32::NAN; batch * outputs * rows * columns];
+        // Twice: nothing may be left of the first run.
+        for _ in 0..2 {
+            program.run(&mut session, &[&x], &mut [&mut y], RunOptions::default()).unwrap();
+        }
+
+        let mut worst = 0.0;
+        let mut largest: f64 = 1e-30;
+        for sample in 0..batch {
+            let map = &x[sample * inputs * height * width..][..inputs * height * width];
+            let mut weights = vec![1.0; sets];
+            if self.experts > 0 {
+                let logits: Vec<f64> = (0..sets)
+                    .map(|k| {
+                        let average = |c: usize| {
+                            let plane = &map[c * height * width..][..height * width];
+                            plane.iter().map(|v| f64::from(*v)).sum::<f64>() / plane.len() as f64
+                        };
+                        f64::from(router.bias[k])
+                            + (0..inputs).map(|c| f64::from(router.weight[k * inputs + c]) * average(c)).sum::<f64>()
+                    })
+                    .collect();
+                let sum: f64 = logits.iter().map(|l| (l / 0.5).exp()).sum();
+                weights = logits.iter().map(|l| (l / 0.5).exp() / sum).collect();
+            }
+            let kernel = |index: usize| -> f64 {
+                weights.iter().enumerate().map(|(k, w)| w * f64::from(kernels[k * kernel_len + index])).sum()
+            };
+            let kernel: Vec<f64> = (0..kernel_len).map(kernel).collect();
+            for out in 0..outputs {
+                let mut own: f64 = weights.iter().enumerate().map(|(k, w)| w * f64::from(bias[k * outputs + out])).sum();
+                if self.experts > 0 {
+                    own += f64::from(bias[out]);
+                }
+                for row in 0..rows {
+                    for column in 0..columns {
+                        let sum = own + self.sum(map, &kernel, out, (row, column));
+                        let mut expected = act(self.act, sum);
+                        if self.residual {
+                            expected *= 2.0;
+                        }
+                        let got = y[((sample * outputs + out) * rows + row) * columns + column];
+                        let error = (f64::from(got) - expected).abs();
+                        worst = if error.is_nan() { f64::INFINITY } else { f64::max(worst, error) };
+                        largest = largest.max(sum.abs());
+                    }
+                }
+            }
+        }
+        Some(worst / largest)
+    }
+
+    fn sum(&self, map: &[f32], kernel: &[f64], out: usize, (row, column): (usize, usize)) -> f64 {
+        let Window { kernel: (kh, kw), stride, padding, dilation } = self.window;
+        let per_group = self.inputs / self.groups;
+        let group = out / (self.outputs / self.groups);
+        let mut sum = 0.0;
+        for input in 0..per_group {
+            for ky in 0..kh {
+                for kx in 0..kw {
+                    let y = (row * stride.0 + ky * dilation.0).wrapping_sub(padding.0);
+                    let x = (column * stride.1 + kx * dilation.1).wrapping_sub(padding.1);
+                    if y < self.size.0 && x < self.size.1 {
+                        let value = map[((group * per_group + input) * self.size.0 + y) * self.size.1 + x];
+                        sum += kernel[((out * per_group + input) * kh + ky) * kw + kx] * f64::from(value);
+                    }
+                }
+            }
+        }
+        sum
+    }
+}
+
+fn act(act: Act, v: f64) -> f64 {
+    match act {
+        Act::Identity => v,
+        Act::Silu => v / (1.0 + (-v).exp()),
+        Act::Leaky(slope) => v.max(0.0) + f64::from(slope) * v.min(0.0),
+        Act::Relu6 => v.clamp(0.0, 6.0),
+        Act::Sigmoid => 1.0 / (1.0 + (-v).exp()),
+        Act::Hardswish => v * (v + 3.0).clamp(0.0, 6.0) / 6.0,
+    }
+}
+
+const ACTS: [Act; 6] =
+    [Act::Identity, Act::Silu, Act::Leaky(0.1), Act::Relu6, Act::Sigmoid, Act::Hardswish];
+
+/// Random cases of an algorithm.
+fn random(algorithm: Algorithm, count: usize, tolerance: f64) {
+    let mut state = 12345u32;
+    let mut below = |n: usize| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 8) as usize % n
+    };
+    let mut done = 0;
+    while done < count {
+        let groups = match algorithm {
+            Algorithm::Direct => [1, 1, 1, 2, 3][below(5)],
+            _ => 1,
+        };
+        let (mut inputs, mut outputs) = (groups * (1 + below(40 / groups)), groups * (1 + below(70 / groups)));
+        let mut groups = groups;
+        let mut pick = |from: &[usize]| from[below(from.len())];
+        let window = match algorithm {
+            Algorithm::Winograd => {
+                Window { kernel: (3, 3), stride: (1, 1), padding: (pick(&[0, 1, 1, 2]), pick(&[0, 1, 1, 3])), dilation: (1, 1) }
+            }
+            _ => Window {
+                kernel: (pick(&[1, 2, 3, 5]), pick(&[1, 2, 3, 6])),
+                stride: (pick(&[1, 1, 2, 3]), pick(&[1, 1, 2, 3])),
+                padding: (pick(&[0, 1, 2]), pick(&[0, 1, 3])),
+                dilation: (pick(&[1, 1, 2]), pick(&[1, 1, 3])),
+            },
+        };
+        let window = if algorithm == Algorithm::Direct && below(3) == 0 {
+            Window { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1) }
+        } else {
+            window
+        };
+        if algorithm == Algorithm::Depthwise {
+            outputs = inputs;
+            groups = inputs;
+        }
+        if groups > 1 && algorithm == Algorithm::Direct {
+            inputs = inputs.next_multiple_of(groups);
+            outputs = outputs.next_multiple_of(groups);
+        }
+        let case = Case {
+            batch: 1 + below(3),
+            inputs,
+            outputs,
+            size: (1 + below(33), 1 + below(33)),
+            window,
+            groups,
+            act: ACTS[below(ACTS.len())],
+            residual: below(3) == 0,
+            experts: [0, 0, 1, 4][below(4)],
+            algorithm,
+            threads: 1 + below(3),
+            dense: below(2) == 0,
+        };
+        if case.output_size().is_none() {
+            continue;
+        }
+        done += 1;
+        for isa in available() {
+            let error = case.error(isa, done as u32).unwrap();
+            assert!(error <= tolerance, "{} {case:?}: an error of {error:.1e}", isa.name());
+        }
+    }
+}
+
+/// An interpreter takes a thousand times as long.
+const CASES: usize = if cfg!(miri) { 2 } else { 120 };
+
+#[test]
+fn direct_convolution_is_its_definition() {
+    random(Algorithm::Direct, CASES, 2e-6);
+}
+
+#[test]
+fn winograd_convolution_is_its_definition() {
+    // The transforms cost a digit, see the module.
+    random(Algorithm::Winograd, CASES, 2e-5);
+}
+
+#[test]
+fn depthwise_convolution_is_its_definition() {
+    random(Algorithm::Depthwise, CASES, 2e-6);
+}
+
+/// Large enough for several chunks and shares; the number of threads must not change a bit.
+#[test]
+fn results_do_not_depend_on_threads() {
+    if cfg!(miri) {
+        return;
+    }
+    let window = Window { kernel: (3, 3), stride: (1, 1), padding: (1, 1), dilation: (1, 1) };
+    for (algorithm, channels, size) in
+        [(Algorithm::Winograd, 96, 40), (Algorithm::Winograd, 32, 80), (Algorithm::Direct, 64, 40)]
+    {
+        for isa in available() {
+            if isa == IsaName::Scalar {
+                continue;
+            }
+            let run = |threads: usize| {
+                let source = View::dense(0, size, size, channels);
+                let output = View::dense(source.end(2), size, size, channels);
+                let mut builder = Builder::for_isa(isa, 2, threads, output.end(2));
+                builder.import(source, (0, 0));
+                builder.convolution(&Convolution {
+                    name: "conv",
+                    window,
+                    groups: 1,
+                    inputs: vec![source.into()],
+                    output,
+                    residual: None,
+                    act: Act::Silu,
+                    kernels: Kernels::Fixed { kernels: &noise(channels * channels * 9, 1), bias: &[] },
+                    algorithm,
+                });
+                builder.export("out", output);
+                let program = builder.finish();
+                let mut y = vec![0.0; 2 * channels * size * size];
+                let x = noise(y.len(), 5);
+                program.run(&mut program.session().unwrap(), &[&x], &mut [&mut y], RunOptions::default()).unwrap();
+                y
+            };
+            let alone = run(1);
+            for threads in [2, 3, 8] {
+                assert!(run(threads) == alone, "{algorithm:?} on {threads} threads of {}", isa.name());
+            }
+        }
+    }
+}

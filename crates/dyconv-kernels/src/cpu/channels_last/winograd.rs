@@ -1,0 +1,441 @@
+//! 3x3 convolution of stride 1 by Winograd's algorithm F(4x4, 3x3): 36 multiplications where a direct one takes 144.
+//!
+//! After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), with the points 0, 1, -1, 2, -2 and infinity.
+//! A tile of 4x4 outputs depends on 6x6 inputs. Inputs and kernels are transformed (36 values each), multiplied point by point,
+//! which over all channels is a matrix product for each of the 36 points, and transformed back.
+//!
+//! The transforms multiply values by up to 8 and subtract them from each other again, which costs about one digit: results
+//! agree with the direct convolution to some 1e-5 of the largest value instead of 1e-6.
+
+use super::super::isa::Isa;
+use super::direct::{Packing, PANEL_VECTORS, Weights, by_size};
+use super::finish::{Act, finish, load_part};
+use super::memory::{Arena, View};
+use super::team::Member;
+
+/// Outputs of a tile along an axis.
+const OUT: usize = 4;
+/// Inputs of a tile along an axis.
+const IN: usize = 6;
+/// Points at which the products are taken.
+pub(super) const POINTS: usize = IN * IN;
+/// Keeps rows of different points from falling into the same sets of a cache.
+const SKEW: usize = 16;
+
+/// A 3x3 convolution.
+#[derive(Debug, Clone)]
+pub(super) struct Winograd {
+    pub(super) input: View,
+    pub(super) output: View,
+    pub(super) padding: (usize, usize),
+    pub(super) residual: Option<View>,
+    pub(super) act: Act,
+    /// Of one point: taps are input channels.
+    pub(super) packing: Packing,
+    /// Tiles that are worked on at a time: by one thread on its own, or by all together.
+    pub(super) chunk: usize,
+    /// Whether all threads share a chunk.
+    pub(super) together: bool,
+}
+
+/// Transforms kernels `[out, in, 3, 3]` and packs them, point by point.
+pub(super) fn transform_kernels(packing: &Packing, kernels: &[f32], packed: &mut [f32]) {
+    let rows = |k: [f64; 3]| -> [f64; IN] {
+        let [a, b, c] = k;
+        [
+            a / 4.0,
+            -(a + b + c) / 6.0,
+            -(a - b + c) / 6.0,
+            a / 24.0 + b / 12.0 + c / 6.0,
+            a / 24.0 - b / 12.0 + c / 6.0,
+            c,
+        ]
+    };
+    let (inputs, out) = (packing.taps, packing.out);
+    let mut points = vec![0.0f32; POINTS * out * inputs];
+    for (index, kernel) in kernels.chunks_exact(9).enumerate() {
+        let k = |y: usize, x: usize| f64::from(kernel[3 * y + x]);
+        let columns: [[f64; IN]; 3] = std::array::from_fn(|x| rows([k(0, x), k(1, x), k(2, x)]));
+        for y in 0..IN {
+            for (x, value) in rows([columns[0][y], columns[1][y], columns[2][y]]).into_iter().enumerate() {
+                points[(y * IN + x) * out * inputs + index] = value as f32;
+            }
+        }
+    }
+    for (point, packed) in points.chunks_exact(out * inputs).zip(packed.chunks_exact_mut(packing.len())) {
+        packing.pack(point, 1, packed);
+    }
+}
+
+/// Transforms one tap row of kernels that are packed for the direct convolution: nine vectors to 36.
+///
+/// # Safety
+/// Vector `(y, x)` of the nine must be readable at `from[3 * y + x]`, and 36 vectors writable at `to`, `step` values apart.
+#[inline(always)]
+pub(super) unsafe fn transform_packed<I: Isa>(isa: I, nine: &[I::F32; 9], to: *mut f32, step: usize) {
+    let columns: [[I::F32; IN]; 3] = std::array::from_fn(
+        #[inline(always)]
+        |x| kernel_forward(isa, [nine[x], nine[3 + x], nine[6 + x]]),
+    );
+    for y in 0..IN {
+        let row = kernel_forward(isa, [columns[0][y], columns[1][y], columns[2][y]]);
+        for x in 0..IN {
+            // SAFETY: the caller proves the room.
+            unsafe { isa.store_at(to.add((y * IN + x) * step), row[x]) };
+        }
+    }
+}
+
+/// Sizes of the scratch of a chunk.
+#[derive(Debug, Clone, Copy)]
+struct Layout {
+    /// Values of a tile's row of transformed inputs and of products.
+    row_in: usize,
+    row_out: usize,
+    /// Values of a point.
+    point_in: usize,
+    point_out: usize,
+}
+
+impl Winograd {
+    fn tiles(&self) -> (usize, usize) {
+        (self.output.height.div_ceil(OUT), self.output.width.div_ceil(OUT))
+    }
+
+    /// Chooses how many tiles are worked on at a time, for so many threads.
+    pub(super) fn choose_chunk<I: Isa>(&mut self, threads: usize) {
+        /// Transformed inputs and products of a chunk of one thread, about: most of a level-2 cache of 512 KiB.
+        const OWN_VALUES: usize = 96 * 1024;
+        /// Of a chunk of all threads: a share of a level-3 cache.
+        const COMMON_VALUES: usize = 2 * 1024 * 1024;
+        let tile = POINTS * (self.packing.taps + self.packing.out);
+        let (rows, columns) = self.tiles();
+        let tiles = rows * columns;
+        let own = OWN_VALUES / tile;
+        self.together = own < 3 * I::TILE_ROWS || tiles < 4 * threads * I::TILE_ROWS;
+        let most = if self.together { COMMON_VALUES / tile } else { own };
+        // Chunks of equal size, of whole register tiles where there are several.
+        let most = (most / I::TILE_ROWS).max(2) * I::TILE_ROWS;
+        let chunks = tiles.div_ceil(most);
+        let chunks = if self.together { chunks } else { chunks.next_multiple_of(threads) };
+        self.chunk = if chunks == 1 { tiles } else { tiles.div_ceil(chunks).next_multiple_of(I::TILE_ROWS) };
+    }
+
+    fn layout<I: Isa>(&self) -> Layout {
+        let row_in = self.packing.taps.next_multiple_of(I::LANES);
+        let row_out = self.packing.out.next_multiple_of(I::LANES);
+        Layout { row_in, row_out, point_in: self.chunk * row_in + SKEW, point_out: self.chunk * row_out + SKEW }
+    }
+
+    /// Values of scratch that a chunk takes.
+    pub(super) fn scratch<I: Isa>(&self) -> usize {
+        let layout = self.layout::<I>();
+        POINTS * (layout.point_in + layout.point_out)
+    }
+
+    /// Runs it for `batch` samples on the team; `scratch` is the thread's own or, for chunks of all threads, theirs.
+    pub(super) fn run<I: Isa>(
+        &self,
+        isa: I,
+        arena: &Arena,
+        batch: usize,
+        (weights, bias): (Weights<'_>, Weights<'_>),
+        scratch: *mut f32,
+        member: &Member<'_>,
+    ) {
+        let (rows, columns) = self.tiles();
+        let tiles = rows * columns;
+        let chunks = tiles.div_ceil(self.chunk);
+        let job = |index: usize| {
+            let (sample, first) = (index / chunks, index % chunks * self.chunk);
+            Job {
+                conv: self,
+                layout: self.layout::<I>(),
+                arena,
+                sample,
+                first,
+                count: self.chunk.min(tiles - first),
+                weights: weights.of(arena, sample),
+                bias: bias.of(arena, sample),
+                scratch,
+            }
+        };
+        let (inputs, out) = (self.packing.taps.div_ceil(I::LANES), self.packing.out.div_ceil(I::LANES));
+        let panels = self.packing.panels();
+        if !self.together {
+            member.share(batch * chunks, |index| {
+                let job = job(index);
+                isa.run(
+                    #[inline(always)]
+                    || {
+                        job.transform_input(isa, (0, job.count), (0, inputs));
+                        (0..POINTS).for_each(|point| job.multiply(isa, point, (0, panels)));
+                        job.transform_output(isa, (0, job.count), (0, out));
+                    },
+                );
+            });
+            return;
+        }
+        for index in 0..batch * chunks {
+            let job = job(index);
+            // Some tiles and some channels a task.
+            let parts = |vectors: usize| (job.count.div_ceil(4), vectors.div_ceil(8));
+            let (of_tiles, of_channels) = parts(inputs);
+            member.share(of_tiles * of_channels, |task| {
+                let (tile, channel) = (task / of_channels * 4, task % of_channels * 8);
+                isa.run(
+                    #[inline(always)]
+                    || job.transform_input(isa, (tile, (tile + 4).min(job.count)), (channel, (channel + 8).min(inputs))),
+                );
+            });
+            let share = panels.div_ceil(2).min(8);
+            let shares = panels.div_ceil(share);
+            member.share(POINTS * shares, |task| {
+                let (point, part) = (task / shares, task % shares);
+                isa.run(
+                    #[inline(always)]
+                    || job.multiply(isa, point, (part * share, ((part + 1) * share).min(panels))),
+                );
+            });
+            let (of_tiles, of_channels) = parts(out);
+            member.share(of_tiles * of_channels, |task| {
+                let (tile, channel) = (task / of_channels * 4, task % of_channels * 8);
+                isa.run(
+                    #[inline(always)]
+                    || job.transform_output(isa, (tile, (tile + 4).min(job.count)), (channel, (channel + 8).min(out))),
+                );
+            });
+        }
+    }
+}
+
+/// A chunk of tiles of one sample.
+struct Job<'a> {
+    conv: &'a Winograd,
+    layout: Layout,
+    arena: &'a Arena,
+    sample: usize,
+    first: usize,
+    count: usize,
+    weights: *const f32,
+    bias: *const f32,
+    scratch: *mut f32,
+}
+
+impl Job<'_> {
+    /// Tiles and vectors of channels, first and one past the last.
+    #[inline(always)]
+    fn transform_input<I: Isa>(&self, isa: I, tiles: (usize, usize), vectors: (usize, usize)) {
+        let conv = self.conv;
+        let view = &conv.input;
+        let (_, columns) = conv.tiles();
+        let start = self.arena.at(view.offset + self.sample * view.sample()).cast_const();
+        for tile in tiles.0..tiles.1 {
+            let (row, column) = ((self.first + tile) / columns * OUT, (self.first + tile) % columns * OUT);
+            // Rows and columns of the tile that the map has.
+            let span = |at: usize, padding: usize, size: usize| {
+                (padding.saturating_sub(at).min(IN), (size + padding).saturating_sub(at).min(IN))
+            };
+            let (top, bottom) = span(row, conv.padding.0, view.height);
+            let (left, right) = span(column, conv.padding.1, view.width);
+            let whole = (top, bottom, left, right) == (0, IN, 0, IN);
+            let place = |y: usize, x: usize| {
+                ((row + y - conv.padding.0) * view.width + column + x - conv.padding.1) * view.pixel
+            };
+            for vector in vectors.0..vectors.1 {
+                let channel = vector * I::LANES;
+                let count = conv.packing.taps - channel;
+                let mut d = [[isa.splat(0.0); IN]; IN];
+                if whole && count >= I::LANES {
+                    let start = start.wrapping_add(place(0, 0) + channel);
+                    for y in 0..IN {
+                        for x in 0..IN {
+                            // SAFETY: the whole tile lies in the map.
+                            d[y][x] = unsafe { isa.load_at(start.add((y * view.width + x) * view.pixel)) };
+                        }
+                    }
+                } else {
+                    for y in top..bottom {
+                        for x in left..right {
+                            // SAFETY: the pixel lies in the map, and the channels behind `channel` are as many as `count`.
+                            d[y][x] = unsafe { load_part(isa, start.wrapping_add(place(y, x) + channel), count) };
+                        }
+                    }
+                }
+                let mut columns = [[isa.splat(0.0); IN]; IN];
+                for x in 0..IN {
+                    let column = forward(isa, std::array::from_fn(#[inline(always)] |y| d[y][x]));
+                    for y in 0..IN {
+                        columns[y][x] = column[y];
+                    }
+                }
+                let out = self.scratch.wrapping_add(tile * self.layout.row_in + channel);
+                for y in 0..IN {
+                    let row = forward(isa, columns[y]);
+                    for x in 0..IN {
+                        // SAFETY: the scratch has a row of whole vectors for each tile and point.
+                        unsafe { isa.store_at(out.add((y * IN + x) * self.layout.point_in), row[x]) };
+                    }
+                }
+            }
+        }
+    }
+
+    /// The matrix product of one point, some panels of output channels.
+    #[inline(always)]
+    fn multiply<I: Isa>(&self, isa: I, point: usize, panels: (usize, usize)) {
+        let Layout { row_in, row_out, point_in, point_out } = self.layout;
+        let packing = &self.conv.packing;
+        let inputs = self.scratch.wrapping_add(point * point_in).cast_const();
+        let products = self.scratch.wrapping_add(POINTS * point_in + point * point_out);
+        let weights = self.weights.wrapping_add(point * packing.len());
+        // Tiles of equal height waste least.
+        let height = self.count.div_ceil(self.count.div_ceil(I::TILE_ROWS));
+        for panel in panels.0..panels.1 {
+            let weights = weights.wrapping_add(packing.panel(panel));
+            let products = products.wrapping_add(panel * PANEL_VECTORS * I::LANES);
+            for first in (0..self.count).step_by(height) {
+                let size = (height.min(self.count - first), packing.vectors(panel));
+                let (rows, out) = (inputs.wrapping_add(first * row_in), products.wrapping_add(first * row_out));
+                // SAFETY: the scratch has rows for all tiles of the chunk, the weights a row for each input channel.
+                unsafe { product(isa, size, (rows, row_in), packing.taps, weights, (out, row_out)) };
+            }
+        }
+    }
+
+    /// Tiles and vectors of channels, first and one past the last.
+    #[inline(always)]
+    fn transform_output<I: Isa>(&self, isa: I, tiles: (usize, usize), vectors: (usize, usize)) {
+        let conv = self.conv;
+        let view = &conv.output;
+        let (_, columns) = conv.tiles();
+        let out = self.arena.at(view.offset + self.sample * view.sample());
+        let residual = conv.residual.map(|view| (self.arena.at(view.offset + self.sample * view.sample()), view));
+        let products = self.scratch.wrapping_add(POINTS * self.layout.point_in).cast_const();
+        for tile in tiles.0..tiles.1 {
+            let (row, column) = ((self.first + tile) / columns * OUT, (self.first + tile) % columns * OUT);
+            let (height, width) = (OUT.min(view.height - row), OUT.min(view.width - column));
+            for vector in vectors.0..vectors.1 {
+                let channel = vector * I::LANES;
+                let from = products.wrapping_add(tile * self.layout.row_out + channel);
+                let mut rows = [[isa.splat(0.0); IN]; OUT];
+                for x in 0..IN {
+                    let column = backward(
+                        isa,
+                        std::array::from_fn(
+                            #[inline(always)]
+                            // SAFETY: the scratch has a row of whole vectors for each tile and point.
+                            |y| unsafe { isa.load_at(from.add((y * IN + x) * self.layout.point_out)) },
+                        ),
+                    );
+                    for y in 0..OUT {
+                        rows[y][x] = column[y];
+                    }
+                }
+                // SAFETY: the bias has room for whole vectors.
+                let bias = unsafe { isa.load_at(self.bias.add(channel)) };
+                let channels = conv.packing.out - channel;
+                for y in 0..height {
+                    let values = backward(isa, rows[y]);
+                    for x in 0..width {
+                        let pixel = (row + y) * view.width + column + x;
+                        let residual = residual.map_or(std::ptr::null(), |(start, view)| {
+                            start.wrapping_add(pixel * view.pixel + channel).cast_const()
+                        });
+                        let out = out.wrapping_add(pixel * view.pixel + channel);
+                        // SAFETY: the output and the residual have a place for each pixel of the map.
+                        unsafe { finish(isa, conv.act, isa.add(values[x], bias), residual, out, channels) };
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// `G g` of three vectors.
+#[inline(always)]
+fn kernel_forward<I: Isa>(isa: I, [a, b, c]: [I::F32; 3]) -> [I::F32; IN] {
+    let sum = isa.add(a, c);
+    let even = isa.fma(a, isa.splat(1.0 / 24.0), isa.mul(c, isa.splat(1.0 / 6.0)));
+    let odd = isa.mul(b, isa.splat(1.0 / 12.0));
+    let sixth = isa.splat(-1.0 / 6.0);
+    [
+        isa.mul(a, isa.splat(0.25)),
+        isa.mul(isa.add(sum, b), sixth),
+        isa.mul(isa.sub(sum, b), sixth),
+        isa.add(even, odd),
+        isa.sub(even, odd),
+        c,
+    ]
+}
+
+/// `B^T d` of six vectors.
+#[inline(always)]
+fn forward<I: Isa>(isa: I, d: [I::F32; IN]) -> [I::F32; IN] {
+    let (two, four, five) = (isa.splat(2.0), isa.splat(4.0), isa.splat(-5.0));
+    let minus_four = isa.splat(-4.0);
+    let (a, b) = (isa.fma(d[2], minus_four, d[4]), isa.fma(d[1], minus_four, d[3]));
+    let (c, e) = (isa.sub(d[4], d[2]), isa.mul(isa.sub(d[3], d[1]), two));
+    [
+        isa.fma(d[0], four, isa.fma(d[2], five, d[4])),
+        isa.add(a, b),
+        isa.sub(a, b),
+        isa.add(c, e),
+        isa.sub(c, e),
+        isa.fma(d[1], four, isa.fma(d[3], five, d[5])),
+    ]
+}
+
+/// `A^T m` of six vectors.
+#[inline(always)]
+fn backward<I: Isa>(isa: I, m: [I::F32; IN]) -> [I::F32; OUT] {
+    let (a, b) = (isa.add(m[1], m[2]), isa.sub(m[1], m[2]));
+    let (c, e) = (isa.add(m[3], m[4]), isa.sub(m[3], m[4]));
+    [
+        isa.add(isa.add(m[0], a), c),
+        isa.fma(e, isa.splat(2.0), b),
+        isa.fma(c, isa.splat(4.0), a),
+        isa.add(isa.fma(e, isa.splat(8.0), b), m[5]),
+    ]
+}
+
+/// `out[i] = sum over k of rows[i][k] * weights[k]`, without an epilogue.
+///
+/// # Safety
+/// `size.0` rows of `depth` values must be readable, as many of whole vectors writable, and the panel readable.
+#[inline(always)]
+unsafe fn product<I: Isa>(
+    isa: I,
+    size: (usize, usize),
+    (rows, row_in): (*const f32, usize),
+    depth: usize,
+    weights: *const f32,
+    (out, row_out): (*mut f32, usize),
+) {
+    macro_rules! run {
+        ($m:literal, $n:literal) => {{
+            // SAFETY: the caller proves all of it.
+            unsafe {
+                let mut sums = [[isa.splat(0.0); $n]; $m];
+                let rows: [*const f32; $m] = std::array::from_fn(|i| rows.wrapping_add(i * row_in));
+                let mut weights = weights;
+                for k in 0..depth {
+                    let row: [I::F32; $n] = std::array::from_fn(|j| isa.load_at(weights.add(j * I::LANES)));
+                    for i in 0..$m {
+                        let value = isa.splat(*rows[i].add(k));
+                        for j in 0..$n {
+                            sums[i][j] = isa.fma(value, row[j], sums[i][j]);
+                        }
+                    }
+                    weights = weights.add($n * I::LANES);
+                }
+                for i in 0..$m {
+                    for j in 0..$n {
+                        isa.store_at(out.add(i * row_out + j * I::LANES), sums[i][j]);
+                    }
+                }
+            }
+        }};
+    }
+    by_size!(I, size, run);
+}
