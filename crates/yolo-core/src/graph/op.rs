@@ -425,6 +425,24 @@ impl Op {
         })
     }
 
+    /// The parameters that it reads.
+    pub(crate) fn params(&self) -> Vec<ParamId> {
+        match *self {
+            Self::Conv2d { weight, bias, .. } | Self::ConvTranspose2d { weight, bias, .. } | Self::Linear { weight, bias, .. } => {
+                std::iter::once(weight).chain(bias).collect()
+            }
+            Self::DynamicConv2d { experts, bias, .. } => std::iter::once(experts).chain(bias).collect(),
+            Self::Route { route: RouteOp::Linear { weight, bias, .. }, .. } => vec![weight, bias],
+            Self::Route { route: RouteOp::Attention { squeeze, weight, bias, .. }, .. } => vec![squeeze, weight, bias],
+            Self::BatchNorm { weight, bias, mean, var } => vec![weight, bias, mean, var],
+            Self::Attention { in_weight, in_bias, out_weight, out_bias, .. } => {
+                vec![in_weight, in_bias, out_weight, out_bias]
+            }
+            Self::Detect { anchors, .. } => vec![anchors],
+            _ => Vec::new(),
+        }
+    }
+
     /// Operations of one sample, from the shapes of its inputs and of its result.
     pub(crate) fn cost(&self, inputs: &[Shape], output: Shape) -> Cost {
         let pixels = |shape: Shape| match shape {

@@ -12,7 +12,7 @@ use crate::config::Activation;
 use crate::graph::{ConvGeometry, NodeId, Op, ParamId, RouteActivation, RouteOp};
 
 /// YOLOv5 sets this on every batch normalisation.
-pub(super) const BATCH_NORM_EPS: f64 = 1e-3;
+pub(crate) const BATCH_NORM_EPS: f64 = 1e-3;
 
 /// Runs one operation; `inputs` are those of its node.
 pub(super) fn run(model: &Model, id: NodeId, inputs: &[&Tensor]) -> Result<Tensor> {

@@ -11,6 +11,8 @@ use candle_nn::{Init as CandleInit, Module, VarBuilder};
 
 use crate::graph::{Graph, Init, NodeId, Op, Output};
 use crate::weights::{Expected, Weights};
+
+pub(crate) use exec::BATCH_NORM_EPS;
 use crate::{Error, Result};
 
 /// A network with its weights.
@@ -81,6 +83,20 @@ impl Model {
             .collect();
         weights.check(&expected, graph.config().stem())?;
         Self::load(graph, weights.var_builder(dtype, device))
+    }
+
+    /// As much of a network as one operation takes: its parameters, nothing for all others.
+    pub(crate) fn for_node(graph: &Graph, weights: &Weights, id: NodeId) -> Result<Self> {
+        let mut params = vec![Tensor::zeros(0, DType::F32, &Device::Cpu)?; graph.params().len()];
+        for param in graph.nodes()[id].op.params() {
+            params[param] = weights.tensor(&graph.params()[param].name, DType::F32, &Device::Cpu)?;
+        }
+        Ok(Self { graph: graph.clone(), params, last_use: Vec::new(), folded: BTreeSet::new(), shifts: BTreeMap::new() })
+    }
+
+    /// Runs one operation on its inputs.
+    pub(crate) fn run_node(&self, id: NodeId, inputs: &[&Tensor]) -> candle_core::Result<Tensor> {
+        exec::run(self, id, inputs)
     }
 
     /// The network's structure.

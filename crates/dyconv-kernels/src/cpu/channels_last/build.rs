@@ -17,7 +17,7 @@ use super::winograd::{self, POINTS, Winograd};
 pub type Twin = Box<dyn Fn(&[&[f32]], &mut [f32]) -> Result<(), String> + Send + Sync>;
 
 /// The most maps that a convolution reads as one.
-pub const MAX_PARTS: usize = 8;
+const MAX_PARTS: usize = 8;
 
 /// How a convolution is computed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

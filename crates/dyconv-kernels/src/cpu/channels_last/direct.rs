@@ -11,8 +11,6 @@ use super::team::Member;
 
 /// Vectors of output channels in a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
-/// Pixels of the tile: with two vectors each, accumulators fill the registers but for weights and a broadcast value.
-pub(super) const MAX_TILE: usize = 14;
 
 /// Geometry of a convolution; pairs are (vertical, horizontal).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

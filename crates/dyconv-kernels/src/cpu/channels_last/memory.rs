@@ -6,7 +6,7 @@ pub(super) const LINE: usize = 16;
 /// A cache line of values.
 #[repr(align(64))]
 #[derive(Debug, Clone, Copy)]
-struct Line([f32; LINE]);
+struct Line(#[allow(dead_code, reason = "read through pointers to values")] [f32; LINE]);
 
 /// Values that begin at a cache line.
 #[derive(Debug, Clone, Default)]

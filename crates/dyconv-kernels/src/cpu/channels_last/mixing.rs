@@ -5,7 +5,7 @@ use super::super::isa::Isa;
 use super::finish::{Act, load_part, store_part};
 use super::memory::{Arena, Lines, Part};
 use super::team::Member;
-use super::winograd::{POINTS, transform_packed};
+use super::winograd::transform_packed;
 use crate::Routing;
 
 /// Averages of all channels of a map.
@@ -272,11 +272,6 @@ impl Mix {
             // SAFETY: each sample has `bias_len` values, whole vectors.
             unsafe { isa.store_at(to.add(at), sum) };
         }
-    }
-
-    /// Values of a sample's kernels.
-    pub(super) fn kernel_len(&self) -> usize {
-        self.transform.as_ref().map_or(self.len, |packing| POINTS * packing.len())
     }
 
     /// Values of scratch.

@@ -24,4 +24,4 @@ pub use finish::Act;
 pub use memory::{Part, View};
 pub use mixing::Router;
 pub use pool::Pool;
-pub use program::{Program, RunOptions, Session, Step};
+pub use program::{MAX_OUTPUTS, Program, RunOptions, Session, Step};

@@ -228,7 +228,7 @@ impl Program {
 }
 
 /// The most outputs of a program.
-pub(super) const MAX_OUTPUTS: usize = 8;
+pub const MAX_OUTPUTS: usize = 64;
 
 /// One run, as all threads see it.
 struct Run<'a> {

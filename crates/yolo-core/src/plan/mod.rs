@@ -1,0 +1,270 @@
+//! A network compiled for this machine's CPU: folded, fused, packed, laid out in memory; nothing is allocated while it runs.
+//!
+//! [`Plan::compile`] takes the graph that [`Model`](crate::Model) runs through one pass after the other: [`fuse`] makes items
+//! of operations, [`join`] makes one convolution of several, [`choose`] picks algorithms, [`place`] lays out memory, [`pack`]
+//! folds, packs and adds the steps to a [`Program`]. The model is the twin that the plan is tested against.
+
+mod choose;
+mod fuse;
+mod item;
+mod join;
+mod pack;
+mod pieces;
+mod place;
+mod twin;
+
+use candle_core::{DType, Device, Tensor};
+use dyconv_kernels::cpu::channels_last::{Algorithm, Program, RunOptions, Session as ProgramSession, Step};
+
+use crate::graph::{Graph, NodeId, Output, Shape};
+use crate::weights::{Expected, Weights};
+use crate::{Error, Outputs, Result};
+
+/// What a plan is compiled for.
+#[derive(Debug, Clone, PartialEq)]
+pub struct PlanOptions {
+    /// Samples of a run.
+    pub batch: usize,
+    /// Height and width of the input in pixels, multiples of the network's stride.
+    pub size: (usize, usize),
+    /// Threads of a session; none for as many as the machine has.
+    pub threads: Option<usize>,
+    /// Layers of the YAML whose results are wanted besides.
+    pub features: Vec<usize>,
+}
+
+impl Default for PlanOptions {
+    fn default() -> Self {
+        Self { batch: 1, size: (640, 640), threads: None, features: Vec::new() }
+    }
+}
+
+/// A compiled network; [`Plan::session`] gives what it takes to run it.
+#[derive(Debug)]
+pub struct Plan {
+    program: Program,
+    /// Channels, height and width of the input.
+    input: (usize, usize, usize),
+    /// Shapes of what comes out, in the program's order.
+    outputs: Vec<Vec<usize>>,
+    /// Which of those is the main one, the prototypes, each of the features.
+    main: usize,
+    prototypes: Option<usize>,
+    features: Vec<usize>,
+}
+
+/// Memory and threads of one run of a plan at a time. A plan may have many.
+#[derive(Debug)]
+pub struct PlanSession {
+    session: ProgramSession,
+    outputs: Vec<Vec<f32>>,
+}
+
+impl Plan {
+    /// Compiles a network with its weights.
+    ///
+    /// # Errors
+    /// Where the weights do not fit the network, or the network not the input's size.
+    pub fn compile(graph: &Graph, weights: &Weights, options: &PlanOptions) -> Result<Self> {
+        let expected: Vec<Expected> = graph
+            .params()
+            .iter()
+            .map(|param| Expected { name: param.name.clone(), shape: param.shape.clone(), optional: false })
+            .collect();
+        weights.check(&expected, graph.config().stem())?;
+        let PlanOptions { batch, size: (height, width), .. } = *options;
+        if batch == 0 || batch > MAX_BATCH {
+            let problem = format!("must be from 1 to {MAX_BATCH}, it is {batch}");
+            return Err(Error::Argument { argument: "batch", problem });
+        }
+        if height == 0 || width == 0 {
+            return Err(Error::Argument { argument: "size", problem: format!("{height}x{width} has no pixel") });
+        }
+        let shapes = graph.shapes(height, width)?;
+        let (main, prototypes) = match graph.output() {
+            Output::Segment { rows, prototypes } => (rows, Some(prototypes)),
+            other => (other.main(), None),
+        };
+        let features = feature_nodes(graph, &options.features)?;
+        let rows = matches!(shapes[main], Shape::Rows(..)).then_some(main);
+        // What leaves the program as a map, each once.
+        let mut kept: Vec<NodeId> = Vec::new();
+        for value in std::iter::once(main).chain(prototypes).chain(features.iter().copied()) {
+            if Some(value) != rows && !kept.contains(&value) {
+                kept.push(value);
+            }
+        }
+
+        let items = fuse::fuse(graph, &kept);
+        let mut items = join::join(items);
+        choose::choose(&mut items, &shapes);
+        let mut pieces = pieces::Pieces::new(graph, &shapes);
+        let items = choose::settle(items, &mut pieces, &kept);
+        let places = place::Places::new(&items, &pieces, &shapes, batch, &kept);
+        let packing = pack::Packing {
+            graph,
+            weights,
+            items: &items,
+            pieces: &pieces,
+            places: &places,
+            shapes: &shapes,
+            batch,
+            kept: &kept,
+        };
+        let threads = options.threads.unwrap_or_else(rayon::current_num_threads).max(1);
+        let program = packing.program(threads)?;
+        let index = |value: NodeId| {
+            if Some(value) == rows {
+                return 0;
+            }
+            usize::from(rows.is_some()) + kept.iter().position(|kept| *kept == value).unwrap_or_default()
+        };
+        let dims = |value: NodeId| match shapes[value] {
+            Shape::Map(channels, height, width) => vec![batch, channels, height, width],
+            Shape::Tokens(tokens, features) | Shape::Rows(tokens, features) => vec![batch, tokens, features],
+            Shape::Vector(values) => vec![batch, values],
+        };
+        Ok(Self {
+            input: (graph.config().channels, height, width),
+            outputs: rows.into_iter().chain(kept.iter().copied()).map(dims).collect(),
+            main: index(main),
+            prototypes: prototypes.map(index),
+            features: features.into_iter().map(index).collect(),
+            program,
+        })
+    }
+
+    /// Its steps, in order.
+    pub fn steps(&self) -> &[Step] {
+        self.program.steps()
+    }
+
+    /// Samples of a run.
+    pub fn batch(&self) -> usize {
+        self.program.batch()
+    }
+
+    /// Threads of a session.
+    pub fn threads(&self) -> usize {
+        self.program.threads()
+    }
+
+    /// Height and width of the input.
+    pub fn size(&self) -> (usize, usize) {
+        (self.input.1, self.input.2)
+    }
+
+    /// Bytes of memory that a session takes.
+    pub fn memory(&self) -> usize {
+        size_of::<f32>() * self.program.memory()
+    }
+
+    /// Memory and threads to run it.
+    ///
+    /// # Errors
+    /// Where the system gives no threads.
+    pub fn session(&self) -> Result<PlanSession> {
+        let session = self.program.session().map_err(|cause| Error::Argument {
+            argument: "threads",
+            problem: format!("{} threads cannot be started: {cause}", self.threads()),
+        })?;
+        let outputs = self.outputs.iter().map(|dims| vec![0.0; dims.iter().product()]).collect();
+        Ok(PlanSession { session, outputs })
+    }
+
+    /// Runs it on `input`, `[batch, channels, height, width]`; the results stay in the session. Rows of boxes whose objectness
+    /// is not above `threshold` are zero but for that.
+    ///
+    /// # Errors
+    /// Where the input has another size, or a step that runs outside of the kernels fails.
+    pub fn run(&self, session: &mut PlanSession, input: &[f32], threshold: Option<f32>) -> Result<()> {
+        self.run_with(session, input, RunOptions { threshold, profile: false })
+    }
+
+    /// As [`Plan::run`]; [`PlanSession::times`] then tells how long each step took.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub fn profile(&self, session: &mut PlanSession, input: &[f32]) -> Result<()> {
+        self.run_with(session, input, RunOptions { threshold: None, profile: true })
+    }
+
+    fn run_with(&self, session: &mut PlanSession, input: &[f32], options: RunOptions) -> Result<()> {
+        let (channels, height, width) = self.input;
+        if input.len() != self.batch() * channels * height * width {
+            return Err(Error::Shape {
+                what: "the plan's input".into(),
+                expected: format!("[{}, {channels}, {height}, {width}]", self.batch()),
+                got: format!("{} values", input.len()),
+            });
+        }
+        let mut slices: [&mut [f32]; MAX_OUTPUTS] = std::array::from_fn(|_| &mut [][..]);
+        let count = session.outputs.len();
+        for (slice, output) in slices.iter_mut().zip(&mut session.outputs) {
+            *slice = output;
+        }
+        let run = self.program.run(&mut session.session, &[input], &mut slices[..count], options);
+        run.map_err(|problem| Error::Candle(candle_core::Error::msg(problem)))
+    }
+
+    /// Runs it on a tensor and gives the results as tensors.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub fn forward(&self, session: &mut PlanSession, x: &Tensor) -> Result<Outputs> {
+        let (channels, height, width) = self.input;
+        let expected = [self.batch(), channels, height, width];
+        if x.dims() != expected {
+            return Err(Error::Shape {
+                what: "the plan's input".into(),
+                expected: format!("{expected:?}"),
+                got: format!("{:?}", x.dims()),
+            });
+        }
+        let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+        self.run(session, &x, None)?;
+        self.outputs(session)
+    }
+
+    /// The results of the last run as tensors.
+    ///
+    /// # Errors
+    /// Where the tensor library fails.
+    pub fn outputs(&self, session: &PlanSession) -> Result<Outputs> {
+        let get = |index: usize| -> Result<Tensor> {
+            let dims = self.outputs[index].as_slice();
+            Ok(Tensor::from_slice(&session.outputs[index], dims, &Device::Cpu)?)
+        };
+        Ok(Outputs {
+            main: get(self.main)?,
+            prototypes: self.prototypes.map(get).transpose()?,
+            features: self.features.iter().map(|&index| get(index)).collect::<Result<_>>()?,
+        })
+    }
+}
+
+impl PlanSession {
+    /// Nanoseconds of each step of the last profiled run.
+    pub fn times(&self) -> &[u64] {
+        self.session.times()
+    }
+}
+
+/// More samples are more memory than use.
+const MAX_BATCH: usize = 1024;
+/// The most outputs of a plan.
+const MAX_OUTPUTS: usize = dyconv_kernels::cpu::channels_last::MAX_OUTPUTS;
+
+fn feature_nodes(graph: &Graph, layers: &[usize]) -> Result<Vec<NodeId>> {
+    if layers.len() > MAX_OUTPUTS - 2 {
+        let problem = format!("at most {} layers at a time", MAX_OUTPUTS - 2);
+        return Err(Error::Argument { argument: "features", problem });
+    }
+    let node = |&layer: &usize| {
+        graph.layers().get(layer).map(|layer| layer.node).ok_or_else(|| Error::Argument {
+            argument: "features",
+            problem: format!("there is no layer {layer}, the last one is {}", graph.layers().len().saturating_sub(1)),
+        })
+    };
+    layers.iter().map(node).collect()
+}

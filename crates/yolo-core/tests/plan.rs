@@ -1,0 +1,131 @@
+//! Compiled networks against PyTorch and against the model, their twin.
+
+use std::path::Path;
+
+use candle_core::{DType, Device, Tensor};
+use yolo_core::weights::Weights;
+use yolo_core::{Graph, Model, NetworkConfig, Plan, PlanOptions};
+
+/// Winograd's transforms cost a digit a convolution, of the largest value.
+const TOLERANCE: f32 = 1e-4;
+
+/// The largest difference as a part of the largest value; NaN counts as infinite.
+fn difference(got: &Tensor, expected: &Tensor) -> f32 {
+    assert_eq!(got.dims(), expected.dims());
+    let values = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (got, expected) = (values(got), values(expected));
+    let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
+    got.iter().zip(&expected).fold(0.0f32, |max, (g, e)| {
+        let difference = (g - e).abs();
+        if difference.is_nan() { f32::INFINITY } else { max.max(difference) }
+    }) / largest
+}
+
+fn run(graph: &Graph, weights: &Weights, x: &Tensor, threads: usize) -> yolo_core::Outputs {
+    let (batch, _, height, width) = x.dims4().unwrap();
+    let options = PlanOptions { batch, size: (height, width), threads: Some(threads), ..PlanOptions::default() };
+    let plan = Plan::compile(graph, weights, &options).unwrap();
+    let mut session = plan.session().unwrap();
+    // Twice: nothing may be left of the first run.
+    plan.forward(&mut session, x).unwrap();
+    plan.forward(&mut session, x).unwrap()
+}
+
+#[test]
+fn goldens() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens");
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut failures = Vec::new();
+    let mut count = 0;
+    for case in files.filter(|path| path.extension().is_some_and(|e| e == "yaml")) {
+        count += 1;
+        let weights = Weights::open(case.with_extension("safetensors")).unwrap();
+        let graph = Graph::new(&NetworkConfig::open(&case).unwrap()).unwrap();
+        let golden = |name: &str| weights.tensor(name, DType::F32, &Device::Cpu).unwrap();
+        let outputs = run(&graph, &weights, &golden("input"), 2);
+        let mut worst = difference(&outputs.main, &golden("output0"));
+        if let Some(prototypes) = &outputs.prototypes {
+            worst = worst.max(difference(prototypes, &golden("output1")));
+        }
+        if worst > 2e-5 {
+            failures.push(format!("{}: {worst:e}", case.file_stem().unwrap().display()));
+        }
+    }
+    assert!(count >= 35, "{count} cases");
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Weights at random, with statistics of batch normalisation that are no ones and zeros.
+fn random_weights(graph: &Graph) -> Weights {
+    let mut tensors = graph.init(3, &Device::Cpu).unwrap();
+    for (index, (name, tensor)) in tensors.iter_mut().enumerate() {
+        let wave = |tensor: &Tensor, low: f64, high: f64| {
+            let count = tensor.elem_count();
+            let phase = index as f64;
+            let wave = (Tensor::arange(0f32, count as f32, &Device::Cpu).unwrap() + phase).unwrap().sin().unwrap();
+            let wave = wave.affine((high - low) / 2.0, f64::midpoint(high, low)).unwrap();
+            wave.reshape(tensor.dims()).unwrap()
+        };
+        if name.ends_with("running_var") {
+            *tensor = wave(tensor, 0.3, 1.2);
+        } else if name.ends_with("running_mean") {
+            *tensor = wave(tensor, -0.2, 0.2);
+        }
+    }
+    Weights::from_tensors(tensors, Default::default())
+}
+
+fn wave(dims: [usize; 4]) -> Tensor {
+    let count: usize = dims.iter().product();
+    let x = (Tensor::arange(0f32, count as f32, &Device::Cpu).unwrap() * 0.37).unwrap().sin().unwrap();
+    ((x + 1.0).unwrap() / 2.0).unwrap().reshape(&dims).unwrap()
+}
+
+/// Small ones and those whose modules are special; the large ones are the same modules, only more.
+#[test]
+fn networks_of_the_zoo() {
+    let mut failures = Vec::new();
+    for name in yolo_core::zoo::names() {
+        let large = ["m", "l", "x"].iter().any(|scale| {
+            name.trim_start_matches("yolov5").starts_with(scale) || name.trim_start_matches("yolov5").starts_with("s6")
+        });
+        if large {
+            continue;
+        }
+        let graph = Graph::new(&NetworkConfig::open(&name).unwrap()).unwrap();
+        let weights = random_weights(&graph);
+        let stride = graph.stride();
+        let sizes = [(1, stride, 2 * stride), (3, stride, stride)];
+        for (batch, height, width) in sizes {
+            let x = wave([batch, 3, height, width]);
+            let model = Model::from_weights(graph.clone(), &weights, &Device::Cpu, DType::F32).unwrap();
+            let expected = model.run(&x).unwrap();
+            let got = run(&graph, &weights, &x, 1 + batch % 2);
+            let mut worst = difference(&got.main, &expected.main);
+            if let (Some(got), Some(expected)) = (&got.prototypes, &expected.prototypes) {
+                worst = worst.max(difference(got, expected));
+            }
+            if worst > TOLERANCE {
+                failures.push(format!("{name} {batch}x{height}x{width}: {worst:e}"));
+            }
+        }
+    }
+    assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Layers that are asked for are what the model gives, though they would be fused away otherwise.
+#[test]
+fn features_are_those_of_the_model() {
+    let graph = Graph::new(&NetworkConfig::open("yolov5n_C3_GhostDynamicConv").unwrap()).unwrap();
+    let weights = random_weights(&graph);
+    let x = wave([1, 3, 64, 96]);
+    let layers: Vec<usize> = (0..graph.layers().len() - 1).collect();
+    let options = PlanOptions { size: (64, 96), features: layers.clone(), ..PlanOptions::default() };
+    let plan = Plan::compile(&graph, &weights, &options).unwrap();
+    let got = plan.forward(&mut plan.session().unwrap(), &x).unwrap();
+    let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
+    let expected = model.run_with_features(&x, &layers).unwrap();
+    for (layer, (got, expected)) in got.features.iter().zip(&expected.features).enumerate() {
+        assert!(difference(got, expected) < TOLERANCE, "layer {layer}");
+    }
+}
