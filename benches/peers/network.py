@@ -17,7 +17,7 @@ def describe(program, name, height, width):
     """The operations, parameters and shapes of the network `name`."""
     done = subprocess.run([program, name, str(height), str(width)], capture_output=True, text=True)
     if done.returncode:
-        raise SystemExit(f"{program} {name}: {done.stderr.strip()}")
+        raise SystemExit(f"{name} at {height}x{width}: {done.stderr.strip()}")
     return json.loads(done.stdout)
 
 

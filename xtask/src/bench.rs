@@ -59,11 +59,13 @@ fn python(folder: &str, packages: &str) -> anyhow::Result<OsString> {
     Ok(python.into_os_string())
 }
 
-/// Builds the binary `yolo`, and more if `more` says so, in release; where the binaries lie.
-fn release(cargo: &mut Command, more: &[&str]) -> anyhow::Result<PathBuf> {
+/// Builds `yolo` and the example `graph_json` in release; where the binary lies.
+///
+/// Always both: without the example, Cargo chooses other features and builds Candle once more.
+fn release(cargo: &mut Command) -> anyhow::Result<PathBuf> {
     let folder = target();
-    cargo.args(["build", "--workspace", "--release", "--bin", "yolo"]).args(more).env("CARGO_TARGET_DIR", &folder);
-    execute(cargo)?;
+    cargo.args(["build", "--workspace", "--release", "--bin", "yolo", "--example", "graph_json"]);
+    execute(cargo.env("CARGO_TARGET_DIR", &folder))?;
     Ok(folder.join("release"))
 }
 

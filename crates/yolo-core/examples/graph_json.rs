@@ -4,12 +4,22 @@
 //! `nodes` has each operation with its attributes, the nodes that it reads and its channels; numbers in attributes called
 //! `weight`, `bias`, `experts`... are indices of `params`. `shapes` are those of the nodes' results, without the batch; `layers`
 //! the node with the result of each layer of the YAML.
-#![allow(clippy::print_stdout, reason = "an example shows what it built")]
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "an example shows what it built, or why not")]
+
+use std::process::ExitCode;
 
 use serde_json::json;
 use yolo_core::{Graph, NetworkConfig};
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+fn main() -> ExitCode {
+    if let Err(error) = print() {
+        eprintln!("{error}");
+        return ExitCode::FAILURE;
+    }
+    ExitCode::SUCCESS
+}
+
+fn print() -> Result<(), Box<dyn std::error::Error>> {
     let given: Vec<String> = std::env::args().skip(1).collect();
     let [network, height, width] = given.as_slice() else {
         return Err("usage: graph_json NAME|FILE HEIGHT WIDTH".into());

@@ -10,7 +10,7 @@ const PACKAGES: &str = include_str!("../../../benches/peers/requirements.txt");
 
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     let python = python("peers-python", PACKAGES)?;
-    let binaries = release(&mut cargo(), &["--example", "graph_json"])?;
+    let binaries = release(&mut cargo())?;
     let mut script = Command::new(python);
     script.current_dir(root()).arg(root().join("benches/peers/peers.py"));
     script.arg(binaries.join(program("yolo"))).arg(binaries.join("examples").join(program("graph_json")));
