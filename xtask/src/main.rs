@@ -30,6 +30,11 @@ cargo xtask <verb>
          every mistake that is put into the GPU kernels, and what catches it
   bench  dyconv: dynamic convolution beside static convolution and Candle's own
          --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
+  bench  peers [--nets NAME[:BATCH] ...] [--rounds N] [--iters N] [--threads N] [--bf16] [--check]
+         `yolo benchmark` beside ONNX Runtime and OpenVINO, of BENCH_PYTHON or installed into target/, on networks exported from
+         our graph; --check compares the results instead
+  bench  regress BASE [--paired]
+         the working tree beside a git revision, by instructions (Valgrind) or by times of runs in turn; fails where it is slower
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, lint, build-kernels --toolkit --check, check-gpu
 
@@ -56,8 +61,7 @@ fn main() -> ExitCode {
         ["test", "--arm"] => arm::run(),
         ["test", "--miri"] => miri::run(),
         ["test", "--sanitize"] => sanitize::run(),
-        ["bench", "dyconv"] => bench::run(false),
-        ["bench", "dyconv", "--torch"] => bench::run(true),
+        ["bench", options @ ..] => bench::run(options),
         ["lint"] => lint::run(),
         ["ci"] => ci(),
         ["build-kernels", options @ ..] => build_kernels::run(options),

@@ -21,6 +21,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Benchmark(commands::benchmark::Args),
     Convert(commands::convert::Args),
     Fetch(commands::fetch::Args),
     Forward(commands::forward::Args),
@@ -32,6 +33,7 @@ enum Command {
 fn main() -> ExitCode {
     let cli = Cli::parse();
     let outcome: anyhow::Result<ExitCode> = match &cli.command {
+        Command::Benchmark(args) => commands::benchmark::run(args),
         Command::Convert(args) => commands::convert::run(args),
         Command::Fetch(args) => commands::fetch::run(args),
         Command::Forward(args) => commands::forward::run(args),

@@ -1,5 +1,6 @@
 //! The subcommands.
 
+pub(crate) mod benchmark;
 pub(crate) mod convert;
 pub(crate) mod fetch;
 pub(crate) mod forward;

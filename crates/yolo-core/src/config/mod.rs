@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 pub use arg::Arg;
+use serde::Serialize;
 
 use crate::weights::Weights;
 use crate::{Error, Result, zoo};
@@ -74,7 +75,7 @@ pub enum Anchors {
 }
 
 /// An activation function.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub enum Activation {
     /// `x`
     Identity,

@@ -15,6 +15,8 @@ pub use op::{ConvGeometry, Cost, Op, ParamId, RouteActivation, RouteOp, Shape};
 pub use summary::Summary;
 pub(crate) use trace::{Traced, Tracer};
 
+use serde::Serialize;
+
 use crate::config::{Arg, From, NetworkConfig};
 use crate::{Error, Result};
 
@@ -34,7 +36,7 @@ pub struct Graph {
 }
 
 /// One primitive operation; a node reads only nodes before it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Node {
     /// What it does.
     pub op: Op,
@@ -47,7 +49,7 @@ pub struct Node {
 }
 
 /// A named tensor of the network.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Serialize)]
 pub struct Param {
     /// PyTorch's state-dict name: `model.8.cv1.conv.weight`.
     pub name: String,
@@ -62,7 +64,7 @@ pub struct Param {
 }
 
 /// What training does with a parameter.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum ParamKind {
     /// Trained, with weight decay.
     Weight,
@@ -75,7 +77,7 @@ pub enum ParamKind {
 }
 
 /// How a parameter starts in a new network (PyTorch's defaults).
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Init {
     /// All zero.
     Zeros,
@@ -120,7 +122,7 @@ pub struct Layer {
 }
 
 /// What a network gives.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Output {
     /// The map of its last layer.
     Features(NodeId),

@@ -1,12 +1,14 @@
 //! The primitive operations that every module of the zoo is made of: their parameters, shapes and cost.
 
+use serde::Serialize;
+
 use crate::config::Activation;
 
 /// Index of a parameter in [`Graph::params`](super::Graph::params).
 pub type ParamId = usize;
 
 /// Geometry of a convolution; pairs are (vertical, horizontal).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub struct ConvGeometry {
     /// Channels read.
     pub in_channels: usize,
@@ -25,7 +27,7 @@ pub struct ConvGeometry {
 }
 
 /// How routing logits come about and are activated.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub enum RouteOp {
     /// Pool, linear layer, activation (CondConv).
     Linear {
@@ -50,7 +52,7 @@ pub enum RouteOp {
 }
 
 /// Activation of routing logits.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub enum RouteActivation {
     /// `1 / (1 + exp(-l))`
     Sigmoid,
@@ -62,7 +64,7 @@ pub enum RouteActivation {
 }
 
 /// One primitive operation. Maps are `[batch, channels, height, width]`.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub enum Op {
     /// The network's input.
     Input,
@@ -202,7 +204,7 @@ pub enum Op {
 }
 
 /// Shape of a value, without its batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 pub enum Shape {
     /// Channels, height, width.
     Map(usize, usize, usize),
