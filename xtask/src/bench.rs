@@ -1,4 +1,4 @@
-//! `cargo xtask bench dyconv [--torch]`: benchmarks beside their references; they print the ratios.
+//! `cargo xtask bench dyconv [--torch]`, `cargo xtask bench letterbox`: benchmarks beside their references.
 
 use std::ffi::OsString;
 use std::fs;
@@ -11,10 +11,10 @@ const TORCH: &str = "torch==2.11.0";
 /// Names a Python that has PyTorch already.
 const PYTHON: &str = "BENCH_PYTHON";
 
-pub(crate) fn run(torch: bool) -> anyhow::Result<()> {
+pub(crate) fn run(name: &str, torch: bool) -> anyhow::Result<()> {
     let mut bench = cargo();
     // The kernels are optimised in this profile, and built for the tests already.
-    bench.args(["bench", "--workspace", "--profile", "dev", "--bench", "dyconv"]);
+    bench.args(["bench", "--workspace", "--profile", "dev", "--bench", name]);
     bench.env("RAYON_NUM_THREADS", "2").env("BENCH_COMPARE", "");
     if torch {
         bench.env(PYTHON, python()?);

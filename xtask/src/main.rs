@@ -30,6 +30,7 @@ cargo xtask <verb>
          every mistake that is put into the GPU kernels, and what catches it
   bench  dyconv: dynamic convolution beside static convolution and Candle's own
          --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
+         letterbox: fitting a picture into the network's input, beside its plain twin
   lint   formatting, clippy, documentation, tidiness, licences and advisories of dependencies
   ci     test, lint, build-kernels --toolkit --check, check-gpu
 
@@ -56,8 +57,8 @@ fn main() -> ExitCode {
         ["test", "--arm"] => arm::run(),
         ["test", "--miri"] => miri::run(),
         ["test", "--sanitize"] => sanitize::run(),
-        ["bench", "dyconv"] => bench::run(false),
-        ["bench", "dyconv", "--torch"] => bench::run(true),
+        ["bench", name @ ("dyconv" | "letterbox")] => bench::run(name, false),
+        ["bench", "dyconv", "--torch"] => bench::run("dyconv", true),
         ["lint"] => lint::run(),
         ["ci"] => ci(),
         ["build-kernels", options @ ..] => build_kernels::run(options),

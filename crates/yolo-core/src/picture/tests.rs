@@ -78,6 +78,41 @@ fn resizes_as_opencv() {
 }
 
 #[test]
+fn resizes_as_its_plain_twin() {
+    // Sizes around what fills a vector, whole ratios (which copy pixels), enlargement one way and shrinking the other.
+    let sides = [1, 2, 3, 5, 8, 16, 17, 31, 48, 51];
+    let mut seed = 0;
+    for (w, h) in [(1, 1), (1, 40), (48, 1), (17, 51), (48, 24), (51, 33)] {
+        for (width, height) in sides.iter().flat_map(|&width| sides.map(|height| (width, height))) {
+            seed += 1;
+            let image = picture(w, h, seed);
+            let expected = reference::resize_bilinear(&image, width, height).unwrap();
+            assert!(resize_bilinear(&image, width, height).unwrap() == expected, "{w}x{h} to {width}x{height}");
+        }
+    }
+}
+
+#[test]
+fn a_letterboxed_picture_is_the_resized_one_in_grey() {
+    for (w, h, shape) in [(96, 54, (64, 64)), (33, 77, (64, 96)), (97, 31, (60, 100)), (64, 64, (64, 64))] {
+        let image = picture(w, h, w);
+        for auto in [true, false] {
+            let options = LetterboxOptions { auto, ..Default::default() };
+            let boxed = letterbox(&image, shape, &options).unwrap();
+            let (height, width) = letterbox_shape((h, w), shape, &options).unwrap();
+            assert_eq!(boxed.image.dimensions(), (width, height));
+            let inner = [w, h].map(|side| (f64::from(side) * boxed.ratio.0).round_ties_even() as u32);
+            let resized = reference::resize_bilinear(&image, inner[0], inner[1]).unwrap();
+            let left = (boxed.pad.0 - 0.1).round_ties_even() as u32;
+            let top = (boxed.pad.1 - 0.1).round_ties_even() as u32;
+            let mut expected = RgbImage::from_pixel(width, height, Rgb([114; 3]));
+            image::imageops::replace(&mut expected, &resized, left.into(), top.into());
+            assert!(boxed.image == expected, "{w}x{h} into {shape:?}, auto {auto}");
+        }
+    }
+}
+
+#[test]
 fn resizing_to_nothing_or_too_much_is_refused() {
     for (width, height) in [(0, 5), (5, 0), (1 << 16, 1 << 16), (u32::MAX, u32::MAX)] {
         assert!(matches!(resize_bilinear(&picture(4, 4, 1), width, height), Err(Error::Argument { .. })));
@@ -137,6 +172,8 @@ fn a_picture_too_thin_for_the_network_is_named() {
     let none = LetterboxOptions { stride: 0, ..Default::default() };
     assert!(letterbox(&RgbImage::new(5, 5), (640, 640), &none).is_err());
     assert!(letterbox(&RgbImage::new(5, 5), (0, 640), &LetterboxOptions::default()).is_err());
+    let square = LetterboxOptions { auto: false, ..Default::default() };
+    assert!(letterbox(&RgbImage::new(4000, 1), (u32::MAX, u32::MAX), &square).is_err());
 }
 
 #[test]
