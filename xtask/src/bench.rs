@@ -19,18 +19,19 @@ const PYTHON: &str = "BENCH_PYTHON";
 
 pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     match options {
-        ["dyconv"] => dyconv(false),
-        ["dyconv", "--torch"] => dyconv(true),
+        [name @ ("dyconv" | "letterbox")] => criterion(name, false),
+        ["dyconv", "--torch"] => criterion("dyconv", true),
         ["peers", options @ ..] => peers::run(options),
         ["regress", options @ ..] => regress::run(options),
-        _ => bail!("`bench {}`: expected dyconv, dyconv --torch, peers or regress BASE", options.join(" ")),
+        _ => bail!("`bench {}`: expected dyconv, dyconv --torch, letterbox, peers or regress BASE", options.join(" ")),
     }
 }
 
-fn dyconv(torch: bool) -> anyhow::Result<()> {
+/// A benchmark of the crate `benches`.
+fn criterion(name: &str, torch: bool) -> anyhow::Result<()> {
     let mut bench = cargo();
     // The kernels are optimised in this profile, and built for the tests already.
-    bench.args(["bench", "--workspace", "--profile", "dev", "--bench", "dyconv"]);
+    bench.args(["bench", "--workspace", "--profile", "dev", "--bench", name]);
     bench.env("RAYON_NUM_THREADS", "2").env("BENCH_COMPARE", "");
     if torch {
         bench.env(PYTHON, python("bench-python", TORCH)?);

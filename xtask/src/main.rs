@@ -30,6 +30,7 @@ cargo xtask <verb>
          every mistake that is put into the GPU kernels, and what catches it
   bench  dyconv: dynamic convolution beside static convolution and Candle's own
          --torch     and beside PyTorch's, of BENCH_PYTHON or installed into target/
+  bench  letterbox: fitting a picture into the network's input, beside its plain twin
   bench  peers [--nets NAME[:BATCH] ...] [--rounds N] [--iters N] [--threads N] [--bf16] [--check]
          `yolo benchmark` beside ONNX Runtime and OpenVINO, of BENCH_PYTHON or installed into target/, on networks exported from
          our graph; --check compares the results instead

@@ -333,6 +333,56 @@ fn broken_pictures_are_told_and_the_rest_goes_on() {
     assert_eq!(place.listing("runs/detect"), ["1", "2", "9"]);
 }
 
+/// Reading, network and writing overlap; nothing of that is to be seen.
+#[test]
+fn many_pictures_keep_their_order() {
+    let place = Place::new();
+    fs::create_dir(place.at("in")).unwrap();
+    // Of different sizes, so that some take longer than others; 4 is broken, and 7 too thin for the network.
+    for number in 0..12_u32 {
+        let name = format!("in/{number:02}.png");
+        match number {
+            4 => drop(place.file(&name, b"no picture")),
+            7 => RgbImage::new(1, 2000).save(place.at(&name)).unwrap(),
+            _ => {
+                let side = if number % 3 == 0 { 700 } else { 40 + number };
+                RgbImage::from_pixel(side, side, Rgb([number as u8 * 20; 3])).save(place.at(&name)).unwrap();
+            }
+        }
+    }
+    let arguments = ["--source", "in", "--save-txt", "--save-csv", "--save-crop", "--json", "--name"];
+    let mut runs = Vec::new();
+    for batch in ["1", "3", "12"] {
+        let ran = place.run(&[&arguments[..], &[batch, "--batch", batch]].concat()).status(1);
+        // "image 5/12 PATH: 64x64 2 cats, 1 dog, 3.4ms", without the time.
+        let told = ran.err.lines().filter(|line| line.contains("image ") && !line.starts_with("Speed"));
+        let end = |line: &str| line.rfind(' ').filter(|_| line.ends_with("ms")).unwrap_or(line.len());
+        let told: Vec<String> = told.map(|line| line[..end(line)].to_string()).collect();
+        let folder = format!("runs/detect/{batch}");
+        let mut files = Vec::new();
+        for part in ["", "/labels", "/crops/cat", "/crops/dog"] {
+            for name in place.listing(&format!("{folder}{part}")) {
+                let path = format!("{folder}{part}/{name}");
+                files.push((format!("{part}/{name}"), fs::read(place.at(&path)).unwrap_or_default()));
+            }
+        }
+        runs.push((told, ran.out, files));
+    }
+    let (told, json, files) = &runs[0];
+    for (number, line) in told.iter().enumerate() {
+        let (before, after) = if [4, 7].contains(&number) { ("error: ", ":") } else { ("", "") };
+        let path = place.at(&format!("in/{number:02}.png"));
+        let start = format!("{before}image {}/12{after} {}: ", number + 1, path.display());
+        assert!(line.starts_with(&start), "{start} in {line}");
+    }
+    assert_eq!((told.len(), json.lines().count()), (12, 12));
+    assert_eq!(files.iter().filter(|(name, _)| name.starts_with("/labels/")).count(), 10);
+    for run in &runs[1..] {
+        assert!(run.0 == *told && run.1 == *json, "{:?}\n{:?}", run.0, told);
+        assert!(run.2 == *files, "the files differ");
+    }
+}
+
 /// A picture of one column would have none left in the network's input; the others of its batch are not lost.
 #[test]
 fn a_picture_that_spoils_a_batch_is_told() {

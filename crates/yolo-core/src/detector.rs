@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use candle_core::{DType, Device};
+use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use crate::picture::{LetterboxOptions, Placement, letterbox, to_tensor};
+use crate::picture::{LetterboxOptions, Placement, letterbox, letterbox_shape, to_tensor};
 use crate::post::{
     Candidate, NmsOptions, largest_contour, nms_batch, process_mask, process_mask_native, round_boxes, scale_boxes,
     scale_mask, scale_segments,
@@ -62,6 +62,10 @@ impl Default for DetectOptions {
 /// # Ok(())
 /// # }
 /// ```
+///
+/// [`Detector::detect`] and [`Detector::detect_batch`] go through three stages, which can be had one by one where threads of
+/// one's own are to do the first and the last while the network runs: [`Detector::prepare`], [`Detector::infer`] and
+/// [`Detector::finish`].
 #[derive(Debug, Clone)]
 pub struct Detector {
     model: Model,
@@ -69,6 +73,61 @@ pub struct Detector {
     options: DetectOptions,
     device: Device,
     dtype: DType,
+}
+
+/// Pictures as the network's input, in main memory: what [`Detector::prepare`] makes.
+#[derive(Debug, Clone)]
+pub struct Prepared {
+    input: Tensor,
+    placements: Vec<Placement>,
+    pre_process: Duration,
+}
+
+impl Prepared {
+    /// How many pictures it is.
+    pub fn len(&self) -> usize {
+        self.placements.len()
+    }
+
+    /// Whether there is none; [`Detector::prepare`] makes none such.
+    pub fn is_empty(&self) -> bool {
+        self.placements.is_empty()
+    }
+}
+
+/// What the network gave for a batch, in main memory: what [`Detector::infer`] makes.
+#[derive(Debug, Clone)]
+pub struct Raw {
+    rows: Tensor,
+    prototypes: Option<Tensor>,
+    placements: Vec<Placement>,
+    network_shape: [usize; 2],
+    speed: Speed,
+}
+
+impl Raw {
+    /// Each picture by itself, with its share of the time, so that they can be finished in several threads.
+    ///
+    /// # Errors
+    /// [`Error::Candle`], if ever.
+    pub fn split(self) -> Result<Vec<Self>> {
+        let share = 1.0 / self.placements.len().max(1) as f64;
+        let speed = Speed {
+            pre_process: self.speed.pre_process.mul_f64(share),
+            inference: self.speed.inference.mul_f64(share),
+            nms: self.speed.nms.mul_f64(share),
+        };
+        let one = |(index, placement): (usize, &Placement)| {
+            Ok(Self {
+                rows: self.rows.narrow(0, index, 1)?,
+                prototypes: self.prototypes.as_ref().map(|prototypes| prototypes.narrow(0, index, 1)).transpose()?,
+                placements: vec![*placement],
+                network_shape: self.network_shape,
+                speed,
+            })
+        };
+        self.placements.iter().enumerate().map(one).collect()
+    }
 }
 
 /// What was found in a batch of pictures.
@@ -208,47 +267,76 @@ impl Detector {
     /// # Errors
     /// As [`Detector::detect`]; and where there is no picture.
     pub fn detect_batch(&self, pictures: &[RgbImage]) -> Result<Batch> {
+        self.finish(&self.infer(&self.prepare(pictures)?)?)
+    }
+
+    /// The first stage: fits pictures into the network's input. Pictures of different shapes are padded to a common one.
+    ///
+    /// It runs in the calling thread alone, and leaves the network's device and threads in peace.
+    ///
+    /// # Errors
+    /// Where there is no picture, or one is too long and thin for the network's input.
+    pub fn prepare(&self, pictures: &[RgbImage]) -> Result<Prepared> {
         let start = Instant::now();
-        let (input, placements) = self.input(pictures)?;
-        let (_, _, height, width) = input.dims4()?;
-        let pre_process = start.elapsed();
+        let [height, width] = self.options.imgsz.map(|side| side as u32);
+        let mut shape = (height, width);
+        let stride = self.stride() as u32;
+        let mut options = LetterboxOptions { auto: self.options.rect, stride, ..LetterboxOptions::default() };
+        let shapes = pictures
+            .iter()
+            .map(|picture| letterbox_shape((picture.height(), picture.width()), shape, &options))
+            .collect::<Result<Vec<_>>>()?;
+        let common = shapes.iter().fold((0, 0), |(h, w), (other_h, other_w)| (h.max(*other_h), w.max(*other_w)));
+        if shapes.iter().any(|shape| *shape != common) {
+            (shape, options.auto) = (common, false);
+        }
+        let mut placements = Vec::with_capacity(pictures.len());
+        let mut images = Vec::with_capacity(pictures.len());
+        for picture in pictures {
+            let fitted = letterbox(picture, shape, &options)?;
+            placements.push(fitted.placement);
+            images.push(fitted.image);
+        }
+        let input = to_tensor(&images, &Device::Cpu)?;
+        Ok(Prepared { input, placements, pre_process: start.elapsed() })
+    }
+
+    /// The second stage: the network, and nothing else. One thread should call it: its work is spread over all cores, or a GPU,
+    /// as it is.
+    ///
+    /// # Errors
+    /// Where the device fails.
+    pub fn infer(&self, prepared: &Prepared) -> Result<Raw> {
+        let start = Instant::now();
+        let (_, _, height, width) = prepared.input.dims4()?;
+        let input = prepared.input.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let pre_process = prepared.pre_process + start.elapsed();
 
         let start = Instant::now();
         let outputs = self.model.run(&input)?;
         // The copy waits for a GPU to finish.
-        let main = outputs.main.to_device(&Device::Cpu)?;
+        let rows = outputs.main.to_device(&Device::Cpu)?;
         let prototypes = outputs.prototypes.map(|p| p.to_device(&Device::Cpu)).transpose()?;
-        let inference = start.elapsed();
-        check_finite(&main)?;
+        let speed = Speed { pre_process, inference: start.elapsed(), nms: Duration::ZERO };
+        let placements = prepared.placements.clone();
+        Ok(Raw { rows, prototypes, placements, network_shape: [height, width], speed })
+    }
 
+    /// The third stage: suppression, boxes in the pictures' pixels, masks.
+    ///
+    /// # Errors
+    /// Where the network gave values that are not numbers.
+    pub fn finish(&self, raw: &Raw) -> Result<Batch> {
+        check_finite(&raw.rows)?;
         let start = Instant::now();
-        let candidates = nms_batch(&main, &self.nms_options())?;
-        let finish = |(i, (found, placement)): (usize, (Vec<Candidate>, &Placement))| match &prototypes {
+        let candidates = nms_batch(&raw.rows, &self.nms_options())?;
+        let finish = |(i, (found, placement)): (usize, (Vec<Candidate>, &Placement))| match &raw.prototypes {
             Some(prototypes) => segmented(&found, &prototypes.get(i)?, placement, self.options.retina_masks),
             None => Ok(detections(&found, placement)),
         };
-        let pictures = candidates.into_iter().zip(&placements).enumerate().map(finish).collect::<Result<_>>()?;
-        let speed = Speed { pre_process, inference, nms: start.elapsed() };
-        Ok(Batch { pictures, network_shape: [height, width], speed })
-    }
-
-    /// The pictures as the network's input, and where each lies in it.
-    fn input(&self, pictures: &[RgbImage]) -> Result<(candle_core::Tensor, Vec<Placement>)> {
-        let [height, width] = self.options.imgsz.map(|side| side as u32);
-        let stride = self.stride() as u32;
-        let options = LetterboxOptions { auto: self.options.rect, stride, ..LetterboxOptions::default() };
-        let fit = |shape, options: &LetterboxOptions| -> Result<Vec<_>> {
-            pictures.iter().map(|picture| letterbox(picture, shape, options)).collect()
-        };
-        let mut fitted = fit((height, width), &options)?;
-        let shapes = || fitted.iter().map(|picture| picture.placement.network);
-        let common = shapes().fold((0, 0), |(h, w), (other_h, other_w)| (h.max(other_h), w.max(other_w)));
-        if shapes().any(|shape| shape != common) {
-            fitted = fit(common, &LetterboxOptions { auto: false, ..options })?;
-        }
-        let placements = fitted.iter().map(|picture| picture.placement).collect();
-        let images: Vec<RgbImage> = fitted.into_iter().map(|picture| picture.image).collect();
-        Ok((to_tensor(&images, &self.device)?.to_dtype(self.dtype)?, placements))
+        let pictures = candidates.into_iter().zip(&raw.placements).enumerate().map(finish).collect::<Result<_>>()?;
+        let speed = Speed { nms: start.elapsed(), ..raw.speed };
+        Ok(Batch { pictures, network_shape: raw.network_shape, speed })
     }
 
     fn nms_options(&self) -> NmsOptions {
@@ -265,7 +353,7 @@ impl Detector {
 }
 
 /// Refuses rows whose objectness is not a number: damaged weights would otherwise pass for a picture with nothing in it.
-fn check_finite(rows: &candle_core::Tensor) -> Result<()> {
+fn check_finite(rows: &Tensor) -> Result<()> {
     if rows.narrow(2, 4, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().any(|objectness| objectness.is_nan()) {
         let problem = "the network gives values that are not numbers (NaN): convert or download the weights again";
         return Err(Error::Argument { argument: "weights", problem: problem.into() });
@@ -295,12 +383,7 @@ fn detections(found: &[Candidate], placement: &Placement) -> Vec<Detection> {
 
 /// Detections with masks at the picture's size. The outline is taken where YOLOv5 takes it: from the mask in the network's
 /// input, scaled afterwards, or from the picture's own where masks are made at its resolution.
-fn segmented(
-    found: &[Candidate],
-    prototypes: &candle_core::Tensor,
-    placement: &Placement,
-    retina: bool,
-) -> Result<Vec<Detection>> {
+fn segmented(found: &[Candidate], prototypes: &Tensor, placement: &Placement, retina: bool) -> Result<Vec<Detection>> {
     let mut detections = detections(found, placement);
     if found.is_empty() {
         return Ok(detections);
@@ -347,5 +430,28 @@ mod tests {
         *weight = (&*weight * f64::NAN).unwrap();
         let text = detect(&tensors).unwrap_err().to_string();
         assert!(text.contains("not numbers (NaN)"), "{text}");
+    }
+
+    #[test]
+    fn pictures_finished_one_by_one_are_those_of_the_batch() {
+        let graph = Graph::new(&NetworkConfig::open("yolov5n-seg").unwrap()).unwrap();
+        let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
+        let detector = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
+        let options = DetectOptions { imgsz: [64, 64], conf_thres: 0.0, max_det: 3, ..Default::default() };
+        let detector = detector.with_options(options).unwrap();
+        // Different shapes, which get a common one.
+        let pictures = [(64, 64, 9), (90, 40, 200), (20, 60, 100)]
+            .map(|(width, height, grey)| RgbImage::from_pixel(width, height, image::Rgb([grey; 3])));
+        let batch = detector.detect_batch(&pictures).unwrap();
+        assert_eq!(batch.network_shape, [64, 64]);
+        assert!(batch.pictures.iter().all(|found| found.len() == 3));
+
+        let prepared = detector.prepare(&pictures).unwrap();
+        assert_eq!(prepared.len(), 3);
+        let raw = detector.infer(&prepared).unwrap().split().unwrap();
+        let each: Vec<_> = raw.iter().map(|raw| detector.finish(raw).unwrap()).collect();
+        let apart: Vec<_> = each.iter().flat_map(|batch| batch.pictures.clone()).collect();
+        assert_eq!(apart, batch.pictures);
+        assert!(each.iter().all(|batch| batch.speed.inference == each[0].speed.inference));
     }
 }

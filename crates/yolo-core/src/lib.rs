@@ -17,7 +17,7 @@ pub mod zoo;
 
 pub use config::NetworkConfig;
 pub use detection::{Detection, Mask};
-pub use detector::{Batch, DetectOptions, Detector, Speed};
+pub use detector::{Batch, DetectOptions, Detector, Prepared, Raw, Speed};
 pub use error::{Error, Result};
 pub use graph::Graph;
 pub use model::{Model, Outputs};

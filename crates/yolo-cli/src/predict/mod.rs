@@ -1,6 +1,8 @@
-//! `yolo predict` below its flags: pictures are read ahead of the network, results written in their order.
+//! `yolo predict` below its flags: pictures are read ahead of the network, results made behind it and written in their order.
 
 pub(crate) mod console;
+mod in_order;
+mod pipeline;
 pub(crate) mod record;
 pub(crate) mod run_folder;
 pub(crate) mod sources;
@@ -9,18 +11,16 @@ pub(crate) mod writer;
 
 use std::ffi::OsString;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::Duration;
 
-use image::RgbImage;
-use rayon::prelude::*;
-use yolo_core::{Batch, Detection, Detector, Error, Speed};
+use yolo_core::Speed;
 
 use console::Console;
-use record::{Record, Wanted};
+use record::Wanted;
 use sources::Source;
-use writer::{FileNames, Writer};
+use writer::FileNames;
+
+pub(crate) use pipeline::Run;
 
 /// One picture to look at.
 #[derive(Debug)]
@@ -85,151 +85,6 @@ pub(crate) struct Outcome {
     pub(crate) failed: usize,
     /// Time spent on all of them.
     pub(crate) speed: Speed,
-}
-
-/// Everything that a run needs.
-pub(crate) struct Run<'a> {
-    pub(crate) jobs: &'a [Job],
-    pub(crate) detector: &'a Detector,
-    /// Pictures that go through the network at once, at least 1.
-    pub(crate) batch: usize,
-    pub(crate) wanted: &'a Wanted,
-    pub(crate) console: &'a Console,
-    /// Set from outside: finish what is begun and read no more.
-    pub(crate) stop: &'a AtomicBool,
-}
-
-/// A batch as it is read: the pictures' numbers and what reading gave.
-type Loaded = Vec<(usize, anyhow::Result<RgbImage>)>;
-
-/// A picture's number, what is to be written of it, and the end of its line.
-type Looked = (usize, anyhow::Result<(Record, String)>);
-
-impl Run<'_> {
-    /// Looks at every picture. At most two batches are in memory: the one in the network and the next one, read meanwhile.
-    ///
-    /// # Errors
-    /// A network that fails, a result that cannot be written, standard output that is closed. A picture that cannot be
-    /// used is told and counted instead.
-    pub(crate) fn go(&self, mut writer: Option<&mut Writer>) -> anyhow::Result<Outcome> {
-        let mut outcome = Outcome::default();
-        std::thread::scope(|scope| {
-            let (send, receive) = sync_channel(0);
-            scope.spawn(move || self.read_ahead(&send));
-            // Leaving this loop early drops the receiver, which ends the reader.
-            for loaded in receive {
-                self.look_at(loaded, writer.as_deref_mut(), &mut outcome)?;
-            }
-            Ok(outcome)
-        })
-    }
-
-    fn read_ahead(&self, send: &SyncSender<Loaded>) {
-        let numbered: Vec<(usize, &Job)> = self.jobs.iter().enumerate().collect();
-        for batch in numbered.chunks(self.batch.max(1)) {
-            if self.stop.load(Ordering::Relaxed) {
-                return;
-            }
-            let loaded = batch.par_iter().map(|(number, job)| (*number, job.source.read())).collect();
-            if send.send(loaded).is_err() {
-                return;
-            }
-        }
-    }
-
-    /// Takes one batch through the network and writes what comes of it, picture by picture in their order.
-    fn look_at(&self, loaded: Loaded, mut writer: Option<&mut Writer>, outcome: &mut Outcome) -> anyhow::Result<()> {
-        let (mut numbers, mut images, mut results) = (Vec::new(), Vec::new(), Vec::new());
-        for (number, read) in loaded {
-            match read {
-                Ok(image) => {
-                    numbers.push(number);
-                    images.push(image);
-                }
-                Err(error) => results.push((number, Err(error))),
-            }
-        }
-        if !images.is_empty() {
-            results.extend(self.detect(&numbers, images, &mut outcome.speed)?);
-        }
-        results.sort_by_key(|(number, _)| *number);
-        for (number, result) in results {
-            match result {
-                Ok((record, line)) => {
-                    self.keep(number, &record, &line, writer.as_deref_mut())?;
-                    outcome.done += 1;
-                }
-                Err(error) => {
-                    self.refuse(number, &error)?;
-                    outcome.failed += 1;
-                }
-            }
-            self.console.step();
-        }
-        Ok(())
-    }
-
-    /// Runs the network on pictures and makes what is to be written of each. A picture that the network cannot take is an
-    /// error of that picture; a device that fails is one of the run.
-    fn detect(&self, numbers: &[usize], images: Vec<RgbImage>, speed: &mut Speed) -> anyhow::Result<Vec<Looked>> {
-        let batch = match self.detector.detect_batch(&images) {
-            Ok(batch) => batch,
-            Err(error @ (Error::Candle(_) | Error::Device(_))) => return Err(error.into()),
-            Err(error) if images.len() == 1 => {
-                let source = self.jobs[numbers[0]].source.to_string();
-                return Ok(vec![(numbers[0], Err(anyhow::Error::new(error).context(source)))]);
-            }
-            // One of them spoils the batch: each on its own.
-            Err(_) => {
-                let each = numbers.iter().zip(images);
-                let each = each.map(|(number, image)| self.detect(&[*number], vec![image], speed));
-                return Ok(each.collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten().collect());
-            }
-        };
-        let Batch { pictures, network_shape, speed: spent } = batch;
-        speed.pre_process += spent.pre_process;
-        speed.inference += spent.inference;
-        speed.nms += spent.nms;
-        let each = spent.inference.as_secs_f64() * 1e3 / images.len() as f64;
-        let pictures = images.into_par_iter().zip(pictures).zip(numbers);
-        Ok(pictures
-            .map(|((image, found), number)| (*number, self.record(*number, image, &found, network_shape, each)))
-            .collect())
-    }
-
-    fn record(
-        &self,
-        number: usize,
-        image: RgbImage,
-        found: &[Detection],
-        [height, width]: [usize; 2],
-        milliseconds: f64,
-    ) -> anyhow::Result<(Record, String)> {
-        let (job, names) = (&self.jobs[number], self.detector.names());
-        let record = record::make(image, found, names, &job.source, &job.files.picture, self.wanted)?;
-        Ok((record, format!("{height}x{width} {}{milliseconds:.1}ms", text::tally(found, names))))
-    }
-
-    fn keep(&self, number: usize, record: &Record, line: &str, writer: Option<&mut Writer>) -> anyhow::Result<()> {
-        let job = &self.jobs[number];
-        if let Some(writer) = writer {
-            writer.write(&job.files, record, self.wanted)?;
-        }
-        self.console.line(&format!("image {}/{} {}: {line}", number + 1, self.jobs.len(), job.source))?;
-        if let Some(json) = &record.json {
-            self.console.output(json)?;
-        }
-        Ok(())
-    }
-
-    fn refuse(&self, number: usize, error: &anyhow::Error) -> anyhow::Result<()> {
-        let error = format!("{error:#}");
-        self.console.problem(&format!("error: image {}/{}: {error}", number + 1, self.jobs.len()));
-        if self.wanted.json {
-            self.console.output(&record::json_problem(&self.jobs[number].source.to_string(), &error)?)?;
-        }
-        Ok(())
-    }
 }
 
 /// YOLOv5's line of times, a picture's share each.

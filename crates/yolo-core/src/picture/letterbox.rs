@@ -3,7 +3,7 @@
 use candle_core::{Device, Tensor};
 use image::{Rgb, RgbImage};
 
-use super::resize::resize_bilinear;
+use super::resize::{check_sides, resize_into};
 use crate::{Error, Result};
 
 /// The grey that pads a letterboxed picture.
@@ -76,58 +76,85 @@ pub struct Letterboxed {
 /// Resizes a picture to fit `shape` = (height, width), keeping its proportions, and pads it with grey 114: YOLOv5's `letterbox`.
 ///
 /// # Errors
-/// [`Error::Argument`] where `shape` or the stride is 0, or the picture is so long and thin that a side would have no pixel.
+/// [`Error::Argument`] where `shape` or the stride is 0, the picture is so long and thin that a side would have no pixel, or
+/// the result would have more than [`MAX_PIXELS`](super::MAX_PIXELS) pixels.
 pub fn letterbox(image: &RgbImage, shape: (u32, u32), options: &LetterboxOptions) -> Result<Letterboxed> {
-    let (width, height) = image.dimensions();
-    let (new_height, new_width) = shape;
-    if [width, height, new_width, new_height, options.stride].contains(&0) {
-        let problem = format!(
-            "cannot fit {width}x{height} pixels into {new_width}x{new_height} (stride {}): none of them may be 0",
-            options.stride
-        );
-        return Err(Error::Argument { argument: "letterbox", problem });
-    }
-    let (w, h) = (f64::from(width), f64::from(height));
-    let mut scale = (f64::from(new_height) / h).min(f64::from(new_width) / w);
-    if !options.scale_up {
-        scale = scale.min(1.0);
-    }
-    let mut ratio = (scale, scale);
-    let mut inner = ((w * scale).round_ties_even() as u32, (h * scale).round_ties_even() as u32);
-    let mut padding = (new_width.saturating_sub(inner.0), new_height.saturating_sub(inner.1));
-    if options.auto {
-        padding = (padding.0 % options.stride, padding.1 % options.stride);
-    } else if options.scale_fill {
-        padding = (0, 0);
-        inner = (new_width, new_height);
-        ratio = (f64::from(new_width) / w, f64::from(new_height) / h);
-    }
-    if inner.0 == 0 || inner.1 == 0 {
-        let problem = format!(
-            "{width}x{height} pixels is too long and thin: fitted into {new_width}x{new_height}, its shorter side has no pixel"
-        );
-        return Err(Error::Argument { argument: "picture", problem });
-    }
+    let picture = (image.height(), image.width());
+    let Plan { inner, corner, outer, pad, ratio } = Plan::new(picture, shape, options)?;
+    check_sides(image, outer.0, outer.1)?;
+    let mut padded = RgbImage::from_pixel(outer.0, outer.1, PADDING);
+    resize_into(image, &mut padded, corner, inner);
 
-    let pad = (f64::from(padding.0) / 2.0, f64::from(padding.1) / 2.0);
-    // The odd pixel goes right and below.
-    let before = |half: f64| (half - 0.1).round_ties_even().max(0.0) as u32;
-    let after = |half: f64| (half + 0.1).round_ties_even() as u32;
-    let (left, top) = (before(pad.0), before(pad.1));
-    let resized = resize_bilinear(image, inner.0, inner.1)?;
-    let mut padded = RgbImage::from_pixel(inner.0 + left + after(pad.0), inner.1 + top + after(pad.1), PADDING);
-    let stride = padded.width() as usize * 3;
-    let (first, row) = (left as usize * 3, inner.0 as usize * 3);
-    let rows = padded.chunks_exact_mut(stride).skip(top as usize);
-    for (out, source) in rows.zip(resized.chunks_exact(row)) {
-        out[first..first + row].copy_from_slice(source);
-    }
-
-    let (network, picture) = ((padded.height(), padded.width()), (height, width));
+    let network = (outer.1, outer.0);
     let stretched = options.scale_fill && !options.auto;
     let placement =
         if stretched { Placement::stretched(network, picture) } else { Placement::centred(network, picture) };
     Ok(Letterboxed { image: padded, placement, ratio, pad })
+}
+
+/// The (height, width) that [`letterbox`] gives a picture of `picture` = (height, width).
+///
+/// # Errors
+/// As [`letterbox`], but for the number of pixels.
+pub fn letterbox_shape(picture: (u32, u32), shape: (u32, u32), options: &LetterboxOptions) -> Result<(u32, u32)> {
+    Plan::new(picture, shape, options).map(|plan| (plan.outer.1, plan.outer.0))
+}
+
+/// How a picture is fitted; sides and places as (x, y).
+struct Plan {
+    /// The resized picture, ...
+    inner: (u32, u32),
+    /// ... where it begins, ...
+    corner: (u32, u32),
+    /// ... and all with the padding.
+    outer: (u32, u32),
+    pad: (f64, f64),
+    ratio: (f64, f64),
+}
+
+impl Plan {
+    fn new(picture: (u32, u32), shape: (u32, u32), options: &LetterboxOptions) -> Result<Self> {
+        let ((height, width), (new_height, new_width)) = (picture, shape);
+        if [width, height, new_width, new_height, options.stride].contains(&0) {
+            let problem = format!(
+                "cannot fit {width}x{height} pixels into {new_width}x{new_height} (stride {}): none of them may be 0",
+                options.stride
+            );
+            return Err(Error::Argument { argument: "letterbox", problem });
+        }
+        let (w, h) = (f64::from(width), f64::from(height));
+        let mut scale = (f64::from(new_height) / h).min(f64::from(new_width) / w);
+        if !options.scale_up {
+            scale = scale.min(1.0);
+        }
+        let mut ratio = (scale, scale);
+        let mut inner = ((w * scale).round_ties_even() as u32, (h * scale).round_ties_even() as u32);
+        let mut padding = (new_width.saturating_sub(inner.0), new_height.saturating_sub(inner.1));
+        if options.auto {
+            padding = (padding.0 % options.stride, padding.1 % options.stride);
+        } else if options.scale_fill {
+            padding = (0, 0);
+            inner = (new_width, new_height);
+            ratio = (f64::from(new_width) / w, f64::from(new_height) / h);
+        }
+        if inner.0 == 0 || inner.1 == 0 {
+            let problem = format!(
+                "{width}x{height} pixels is too long and thin: fitted into {new_width}x{new_height}, its shorter side has no pixel"
+            );
+            return Err(Error::Argument { argument: "picture", problem });
+        }
+
+        let pad = (f64::from(padding.0) / 2.0, f64::from(padding.1) / 2.0);
+        // The odd pixel goes right and below.
+        let before = |half: f64| (half - 0.1).round_ties_even().max(0.0) as u32;
+        let after = |half: f64| (half + 0.1).round_ties_even() as u32;
+        let corner = (before(pad.0), before(pad.1));
+        let outer = (
+            inner.0.saturating_add(corner.0).saturating_add(after(pad.0)),
+            inner.1.saturating_add(corner.1).saturating_add(after(pad.1)),
+        );
+        Ok(Self { inner, corner, outer, pad, ratio })
+    }
 }
 
 /// Pictures of one size as a network's input: f32 `[B, 3, H, W]`, channels in RGB order, in 0..=1.
@@ -146,19 +173,13 @@ pub fn to_tensor(images: &[RgbImage], device: &Device) -> Result<Tensor> {
             got: format!("{}x{}", other.width(), other.height()),
         });
     }
-    let plane = width as usize * height as usize;
     let unit: [f32; 256] = std::array::from_fn(|sample| sample as f32 / 255.0);
-    let mut data = vec![0f32; images.len() * 3 * plane];
-    if plane > 0 {
-        for (planes, image) in data.chunks_exact_mut(3 * plane).zip(images) {
-            let (red, rest) = planes.split_at_mut(plane);
-            let (green, blue) = rest.split_at_mut(plane);
-            let (pixels, _) = image.as_raw().as_chunks::<3>();
-            for (((pixel, red), green), blue) in pixels.iter().zip(red).zip(green).zip(blue) {
-                *red = unit[usize::from(pixel[0])];
-                *green = unit[usize::from(pixel[1])];
-                *blue = unit[usize::from(pixel[2])];
-            }
+    // Plane by plane, so that the numbers are appended: memory that was cleared first would be written twice.
+    let mut data = Vec::with_capacity(images.len() * 3 * width as usize * height as usize);
+    for image in images {
+        let (pixels, _) = image.as_raw().as_chunks::<3>();
+        for channel in 0..3 {
+            data.extend(pixels.iter().map(|pixel| unit[usize::from(pixel[channel])]));
         }
     }
     Ok(Tensor::from_vec(data, (images.len(), 3, height as usize, width as usize), device)?)

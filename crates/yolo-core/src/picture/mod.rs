@@ -6,13 +6,16 @@
 
 mod draw;
 mod font;
+mod jpeg;
 mod letterbox;
 mod read;
+pub mod reference;
 mod resize;
 mod write;
 
 pub use draw::{PALETTE, Style, annotate, colour};
-pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, to_tensor};
+pub use jpeg::encode_jpeg;
+pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, letterbox_shape, to_tensor};
 pub use read::{MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;
 pub use write::{crop, save_jpeg, save_png};

@@ -1,15 +1,12 @@
 //! Bilinear resizing as OpenCV does it on 8-bit pictures.
 
 use image::RgbImage;
-use rayon::prelude::*;
 
 use super::MAX_PIXELS;
 use crate::{Error, Result};
 
 /// Coefficients carry 11 fractional bits.
-const ONE: f32 = 2048.0;
-/// Output rows that one thread does in a go: enough to share the source rows between neighbours.
-const BAND: usize = 32;
+const ONE: u16 = 2048;
 
 /// Where an output row or column reads: two source indices and their weights, which sum to 2048.
 #[derive(Clone, Copy)]
@@ -20,14 +17,29 @@ struct Tap {
     weight_high: u16,
 }
 
+impl Tap {
+    /// Whether it takes its lower source as it is.
+    fn is_whole(&self) -> bool {
+        (self.weight_low, self.weight_high) == (ONE, 0)
+    }
+}
+
 /// Resizes to `width` x `height` pixels, bit for bit as OpenCV's `resize(..., INTER_LINEAR)` on 8-bit pictures.
 ///
 /// That is plain two-tap interpolation, also when shrinking (nothing is averaged), in 11-bit fixed point: rows first, cut to
-/// 4 bits less, then columns with a rounded end.
+/// 4 bits less, then columns with a rounded end. [`reference::resize_bilinear`](super::reference::resize_bilinear) says it
+/// pixel by pixel.
 ///
 /// # Errors
 /// [`Error::Argument`] where a side is 0 or the result would have more than [`MAX_PIXELS`] pixels.
 pub fn resize_bilinear(image: &RgbImage, width: u32, height: u32) -> Result<RgbImage> {
+    check_sides(image, width, height)?;
+    let mut resized = RgbImage::new(width, height);
+    resize_into(image, &mut resized, (0, 0), (width, height));
+    Ok(resized)
+}
+
+pub(super) fn check_sides(image: &RgbImage, width: u32, height: u32) -> Result<()> {
     let (from_width, from_height) = image.dimensions();
     if from_width == 0 || from_height == 0 || width == 0 || height == 0 {
         let problem = format!("cannot resize {from_width}x{from_height} to {width}x{height}: a side has no pixels");
@@ -37,30 +49,43 @@ pub fn resize_bilinear(image: &RgbImage, width: u32, height: u32) -> Result<RgbI
         let problem = format!("{width}x{height} pixels is too large: at most {MAX_PIXELS}");
         return Err(Error::Argument { argument: "size", problem });
     }
-    if (width, height) == (from_width, from_height) {
-        return Ok(image.clone());
-    }
-    let columns = column_taps(from_width as usize, width as usize);
-    let rows = row_taps(from_height as usize, height as usize);
-    let source: Vec<&[u8]> = image.as_raw().chunks_exact(from_width as usize * 3).collect();
+    Ok(())
+}
 
-    let mut resized = RgbImage::new(width, height);
-    let stride = width as usize * 3;
-    resized.par_chunks_mut(stride * BAND).zip(rows.par_chunks(BAND)).for_each(|(band, taps)| {
-        let mut low = CachedRow::new(stride);
-        let mut high = CachedRow::new(stride);
-        for (out, tap) in band.chunks_exact_mut(stride).zip(taps) {
-            if high.index == Some(tap.low) {
-                std::mem::swap(&mut low, &mut high);
-            }
-            low.fill(&source, tap.low, &columns);
-            if tap.weight_high != 0 {
-                high.fill(&source, tap.high, &columns);
-            }
-            blend_rows(out, &low.samples, &high.samples, tap);
+/// Resizes `image` into the window of `size` = (width, height) whose first pixel is `corner` = (left, top); the rest of
+/// `target` stays as it is. No side may be 0, and the window lies in `target`.
+pub(super) fn resize_into(image: &RgbImage, target: &mut RgbImage, corner: (u32, u32), size: (u32, u32)) {
+    let (from_width, from_height) = image.dimensions();
+    let columns = Columns::new(from_width as usize, size.0 as usize);
+    let rows = row_taps(from_height as usize, size.1 as usize);
+    let source = |index: u32| &image.as_raw()[index as usize * from_width as usize * 3..][..from_width as usize * 3];
+
+    let (first, samples) = (corner.0 as usize * 3, size.0 as usize * 3);
+    let stride = target.width() as usize * 3;
+    let mut low = CachedRow::new(samples);
+    let mut high = CachedRow::new(samples);
+    let mut gathered = [vec![0; samples], vec![0; samples]];
+    for (out, tap) in target.chunks_exact_mut(stride).skip(corner.1 as usize).zip(rows) {
+        let out = &mut out[first..first + samples];
+        if columns.whole && tap.is_whole() {
+            gather(source(tap.low), &columns.low, out);
+            continue;
         }
-    });
-    Ok(resized)
+        if high.index == Some(tap.low) {
+            std::mem::swap(&mut low, &mut high);
+        }
+        let mut fill = |row: &mut CachedRow, index: u32| {
+            if row.index != Some(index) {
+                row.index = Some(index);
+                columns.interpolate(source(index), &mut gathered, &mut row.samples);
+            }
+        };
+        fill(&mut low, tap.low);
+        if tap.weight_high != 0 {
+            fill(&mut high, tap.high);
+        }
+        blend_rows(out, &low.samples, &high.samples, &tap);
+    }
 }
 
 /// A source row after horizontal interpolation, 7 fractional bits.
@@ -73,21 +98,55 @@ impl CachedRow {
     fn new(samples: usize) -> Self {
         Self { index: None, samples: vec![0; samples] }
     }
+}
 
-    fn fill(&mut self, source: &[&[u8]], index: u32, columns: &[Tap]) {
-        if self.index == Some(index) {
-            return;
+/// The taps of all output columns, as vector instructions want them: source pixels apart from weights, and a weight for each
+/// of a pixel's three samples.
+struct Columns {
+    low: Vec<u32>,
+    high: Vec<u32>,
+    weights_low: Vec<u16>,
+    weights_high: Vec<u16>,
+    /// Every column is a source column as it is.
+    whole: bool,
+}
+
+impl Columns {
+    fn new(from: usize, to: usize) -> Self {
+        let taps = column_taps(from, to);
+        let samples = |weight: fn(&Tap) -> u16| taps.iter().flat_map(|tap| [weight(tap); 3]).collect();
+        Self {
+            low: taps.iter().map(|tap| tap.low).collect(),
+            high: taps.iter().map(|tap| tap.high).collect(),
+            weights_low: samples(|tap| tap.weight_low),
+            weights_high: samples(|tap| tap.weight_high),
+            whole: taps.iter().all(Tap::is_whole),
         }
-        self.index = Some(index);
-        let (row, _) = source[index as usize].as_chunks::<3>();
-        let (samples, _) = self.samples.as_chunks_mut::<3>();
-        for (out, tap) in samples.iter_mut().zip(columns) {
-            let (a, b) = (row[tap.low as usize], row[tap.high as usize]);
-            let (weight_a, weight_b) = (u32::from(tap.weight_low), u32::from(tap.weight_high));
-            *out = std::array::from_fn(|channel| {
-                ((u32::from(a[channel]) * weight_a + u32::from(b[channel]) * weight_b) >> 4) as u16
-            });
+    }
+
+    fn interpolate(&self, row: &[u8], [low, high]: &mut [Vec<u8>; 2], out: &mut [u16]) {
+        gather(row, &self.low, low);
+        gather(row, &self.high, high);
+        let len = out.len();
+        let (low, high) = (&low[..len], &high[..len]);
+        let (weights_low, weights_high) = (&self.weights_low[..len], &self.weights_high[..len]);
+        for i in 0..len {
+            // (a * weight_a + b * weight_b) >> 4 needs 20 bits. With the weights' last four bits apart, 16 are enough for
+            // all of it, and nothing is lost: what stands before the four is a multiple of 16.
+            let (a, b, weight_a, weight_b) = (u16::from(low[i]), u16::from(high[i]), weights_low[i], weights_high[i]);
+            let coarse = a.wrapping_mul(weight_a >> 4).wrapping_add(b.wrapping_mul(weight_b >> 4));
+            let fine = a.wrapping_mul(weight_a & 15).wrapping_add(b.wrapping_mul(weight_b & 15));
+            out[i] = coarse.wrapping_add(fine >> 4);
         }
+    }
+}
+
+/// The pixels of a row at the given places.
+fn gather(row: &[u8], places: &[u32], out: &mut [u8]) {
+    let (row, _) = row.as_chunks::<3>();
+    let (out, _) = out.as_chunks_mut::<3>();
+    for (out, place) in out.iter_mut().zip(places) {
+        *out = row[*place as usize];
     }
 }
 
@@ -111,7 +170,7 @@ fn positions(from: usize, to: usize) -> impl Iterator<Item = (i64, f32)> {
 
 fn tap(low: i64, high: i64, fraction: f32, from: usize) -> Tap {
     let clamp = |index: i64| index.clamp(0, from as i64 - 1) as u32;
-    let weight = |value: f32| (value * ONE).round_ties_even() as u16;
+    let weight = |value: f32| (value * f32::from(ONE)).round_ties_even() as u16;
     Tap { low: clamp(low), high: clamp(high), weight_low: weight(1.0 - fraction), weight_high: weight(fraction) }
 }
 

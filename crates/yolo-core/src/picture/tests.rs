@@ -78,6 +78,41 @@ fn resizes_as_opencv() {
 }
 
 #[test]
+fn resizes_as_its_plain_twin() {
+    // Sizes around what fills a vector, whole ratios (which copy pixels), enlargement one way and shrinking the other.
+    let sides = [1, 2, 3, 5, 8, 16, 17, 31, 48, 51];
+    let mut seed = 0;
+    for (w, h) in [(1, 1), (1, 40), (48, 1), (17, 51), (48, 24), (51, 33)] {
+        for (width, height) in sides.iter().flat_map(|&width| sides.map(|height| (width, height))) {
+            seed += 1;
+            let image = picture(w, h, seed);
+            let expected = reference::resize_bilinear(&image, width, height).unwrap();
+            assert!(resize_bilinear(&image, width, height).unwrap() == expected, "{w}x{h} to {width}x{height}");
+        }
+    }
+}
+
+#[test]
+fn a_letterboxed_picture_is_the_resized_one_in_grey() {
+    for (w, h, shape) in [(96, 54, (64, 64)), (33, 77, (64, 96)), (97, 31, (60, 100)), (64, 64, (64, 64))] {
+        let image = picture(w, h, w);
+        for auto in [true, false] {
+            let options = LetterboxOptions { auto, ..Default::default() };
+            let boxed = letterbox(&image, shape, &options).unwrap();
+            let (height, width) = letterbox_shape((h, w), shape, &options).unwrap();
+            assert_eq!(boxed.image.dimensions(), (width, height));
+            let inner = [w, h].map(|side| (f64::from(side) * boxed.ratio.0).round_ties_even() as u32);
+            let resized = reference::resize_bilinear(&image, inner[0], inner[1]).unwrap();
+            let left = (boxed.pad.0 - 0.1).round_ties_even() as u32;
+            let top = (boxed.pad.1 - 0.1).round_ties_even() as u32;
+            let mut expected = RgbImage::from_pixel(width, height, Rgb([114; 3]));
+            image::imageops::replace(&mut expected, &resized, left.into(), top.into());
+            assert!(boxed.image == expected, "{w}x{h} into {shape:?}, auto {auto}");
+        }
+    }
+}
+
+#[test]
 fn resizing_to_nothing_or_too_much_is_refused() {
     for (width, height) in [(0, 5), (5, 0), (1 << 16, 1 << 16), (u32::MAX, u32::MAX)] {
         assert!(matches!(resize_bilinear(&picture(4, 4, 1), width, height), Err(Error::Argument { .. })));
@@ -137,6 +172,8 @@ fn a_picture_too_thin_for_the_network_is_named() {
     let none = LetterboxOptions { stride: 0, ..Default::default() };
     assert!(letterbox(&RgbImage::new(5, 5), (640, 640), &none).is_err());
     assert!(letterbox(&RgbImage::new(5, 5), (0, 640), &LetterboxOptions::default()).is_err());
+    let square = LetterboxOptions { auto: false, ..Default::default() };
+    assert!(letterbox(&RgbImage::new(4000, 1), (u32::MAX, u32::MAX), &square).is_err());
 }
 
 #[test]
@@ -239,6 +276,59 @@ fn errors_say_what_came() {
     bytes[22..26].copy_from_slice(&20_000u32.to_le_bytes());
     assert_eq!(text(&bytes), "a.jpg: 20000x20000 pixels is too large: at most 268435456 pixels are read");
     assert!(matches!(open("no/such/file.png"), Err(Error::Io { .. })));
+}
+
+/// The mean difference between a picture and what a JPEG file of it shows.
+fn loss(jpeg: &[u8], image: &RgbImage) -> f64 {
+    let read = from_bytes(jpeg, "x.jpg").unwrap();
+    assert_eq!(read.dimensions(), image.dimensions());
+    let differences = read.as_raw().iter().zip(image.as_raw()).map(|(a, b)| f64::from(a.abs_diff(*b)));
+    differences.sum::<f64>() / image.as_raw().len() as f64
+}
+
+#[test]
+fn jpeg_files_are_as_good_as_those_of_image() {
+    let check = |image: &RgbImage, quality: u8, tolerance: f64| {
+        let ours = encode_jpeg(image, quality).unwrap();
+        let mut theirs = Vec::new();
+        let encoder = image::codecs::jpeg::JpegEncoder::new_with_quality(&mut theirs, quality);
+        image.write_with_encoder(encoder).unwrap();
+        let what = format!("{:?} at {quality}: {} bytes beside {}", image.dimensions(), ours.len(), theirs.len());
+        // The head says everything but the coefficients, which the two round each in its own way.
+        let head = theirs.windows(2).position(|marker| marker == [0xFF, 0xDA]).unwrap();
+        let segments = |jpeg: &[u8]| -> std::collections::BTreeSet<Vec<u8>> {
+            let mut at = 2;
+            let mut found = std::collections::BTreeSet::new();
+            while at < head {
+                let len = 2 + usize::from(u16::from_be_bytes([jpeg[at + 2], jpeg[at + 3]]));
+                found.insert(jpeg[at..at + len].to_vec());
+                at += len;
+            }
+            found
+        };
+        assert_eq!(segments(&ours), segments(&theirs), "{what}");
+        let (loss, other) = (loss(&ours, image), loss(&theirs, image));
+        assert!(loss <= other * 1.02 + tolerance, "{what}, losses {loss} beside {other}");
+    };
+    let bus = open(data("bus.png")).unwrap();
+    for quality in [1, 30, 49, 50, 75, 95, 100] {
+        check(&bus, quality, 0.0);
+    }
+    // Noise has every coefficient, the border's blocks are partly outside, and in few pixels rounding weighs more.
+    for (seed, (width, height)) in (1..).zip([(1, 1), (8, 8), (17, 9), (65, 31), (7, 200)]) {
+        for quality in [1, 50, 95, 100] {
+            check(&picture(width, height, seed), quality, 1.0);
+        }
+    }
+    // The largest coefficients, and blocks with one only.
+    for quality in [1, 95, 100] {
+        for (x_step, y_step) in [(1, 1), (2, 1), (8, 8), (64, 16)] {
+            let light = |x, y| (x / x_step + y / y_step) % 2 == 0;
+            check(&RgbImage::from_fn(64, 64, |x, y| Rgb([if light(x, y) { 255 } else { 0 }; 3])), quality, 0.5);
+        }
+    }
+    assert!(encode_jpeg(&RgbImage::new(0, 5), 95).is_err());
+    assert!(encode_jpeg(&bus, 101).is_err());
 }
 
 #[test]

@@ -1,0 +1,258 @@
+//! Pictures on their way: read and fitted ahead of the network, drawn and written behind it, in threads of their own.
+//!
+//! ```text
+//! read (threads, a picture each) ─▶ gather (a batch, letterboxed) ─▶ network ─▶ finish (threads, a picture each) ─▶ write
+//! ```
+//!
+//! Every arrow is a bounded channel that keeps the order of the pictures. A stage that ends drops its ends of them, and that
+//! ends the others: the ones before it have nobody to work for, the ones after it do what is still on its way.
+
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+
+use image::RgbImage;
+use yolo_core::{Batch, Detector, Error, Prepared, Raw, Speed};
+
+use super::console::Console;
+use super::in_order::in_order;
+use super::record::{self, Record, Wanted};
+use super::writer::Writer;
+use super::{Job, Outcome, text};
+
+/// Threads that read, and as many that finish, at most. On a machine of few cores the network needs them all.
+const MOST_THREADS: usize = 4;
+
+/// Everything that a run needs.
+pub(crate) struct Run<'a> {
+    pub(crate) jobs: &'a [Job],
+    pub(crate) detector: &'a Detector,
+    /// Pictures that go through the network at once, at least 1.
+    pub(crate) batch: usize,
+    pub(crate) wanted: &'a Wanted,
+    pub(crate) console: &'a Console,
+    /// Set from outside: finish what is begun and read no more.
+    pub(crate) stop: &'a AtomicBool,
+}
+
+/// A picture's number, and the picture or why it cannot be used.
+type Numbered<T> = (usize, anyhow::Result<T>);
+
+/// Pictures that go through the network at once.
+struct Group {
+    numbers: Vec<usize>,
+    images: Vec<RgbImage>,
+    prepared: Prepared,
+}
+
+/// What becomes of a batch as it was read: groups of pictures, mostly one, and those that cannot be used.
+#[derive(Default)]
+struct Gathered {
+    groups: Vec<Group>,
+    refused: Vec<(usize, anyhow::Error)>,
+}
+
+/// A picture that the network has seen.
+struct Seen {
+    image: RgbImage,
+    raw: Raw,
+}
+
+/// What is to be written of a picture, the end of its line, and the time it took.
+struct Finished {
+    record: Record,
+    line: String,
+    speed: Speed,
+}
+
+impl Run<'_> {
+    /// Looks at every picture.
+    ///
+    /// In memory are at most one batch that is gathered, one in the network and one that waits to be finished, and two
+    /// pictures for each thread that reads or finishes.
+    ///
+    /// # Errors
+    /// A network that fails, a result that cannot be written, standard output that is closed. A picture that cannot be
+    /// used is told and counted instead.
+    pub(crate) fn go(&self, writer: Option<&mut Writer>) -> anyhow::Result<Outcome> {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        let threads = (cores / 2).clamp(1, MOST_THREADS);
+        thread::scope(|scope| {
+            let jobs = self.jobs.iter().enumerate().take_while(|_| !self.stop.load(Ordering::Relaxed));
+            let pictures = in_order(scope, threads, jobs, |(number, job): (usize, &Job)| (number, job.source.read()));
+            let (gathered, batches) = sync_channel(0);
+            scope.spawn(move || self.gather(pictures, &gathered));
+
+            let (seen, unfinished) = sync_channel(self.batch);
+            let finished = in_order(scope, threads, unfinished.into_iter(), |seen| self.finish(seen));
+            let written = scope.spawn(move || self.write(finished, writer));
+
+            let inferred = self.infer(batches, seen);
+            // The earlier picture's failure comes first, and that is the one in writing.
+            let outcome = written.join().unwrap_or_else(|panic| resume_unwind(panic))?;
+            inferred?;
+            Ok(outcome)
+        })
+    }
+
+    /// Makes batches of pictures, ready for the network.
+    fn gather(&self, mut pictures: impl Iterator<Item = Numbered<RgbImage>>, batches: &SyncSender<Gathered>) {
+        loop {
+            let (mut numbers, mut images, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+            for (number, read) in pictures.by_ref().take(self.batch.max(1)) {
+                match read {
+                    Ok(image) => {
+                        numbers.push(number);
+                        images.push(image);
+                    }
+                    Err(error) => refused.push((number, error)),
+                }
+            }
+            if numbers.is_empty() && refused.is_empty() {
+                return;
+            }
+            let mut gathered = self.prepare(numbers, images);
+            gathered.refused.append(&mut refused);
+            if batches.send(gathered).is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Fits pictures into the network's input. One that does not fit spoils its batch: then each goes on its own.
+    fn prepare(&self, numbers: Vec<usize>, images: Vec<RgbImage>) -> Gathered {
+        if images.is_empty() {
+            return Gathered::default();
+        }
+        match self.detector.prepare(&images) {
+            Ok(prepared) => Gathered { groups: vec![Group { numbers, images, prepared }], refused: Vec::new() },
+            Err(error) if numbers.len() == 1 => {
+                Gathered { groups: Vec::new(), refused: vec![(numbers[0], self.named(numbers[0], error))] }
+            }
+            Err(_) => self.prepare_each(numbers, images),
+        }
+    }
+
+    fn prepare_each(&self, numbers: Vec<usize>, images: Vec<RgbImage>) -> Gathered {
+        let mut gathered = Gathered::default();
+        for (number, image) in numbers.into_iter().zip(images) {
+            let Gathered { groups, refused } = self.prepare(vec![number], vec![image]);
+            gathered.groups.extend(groups);
+            gathered.refused.extend(refused);
+        }
+        gathered
+    }
+
+    /// The network: one batch after the other, in this thread.
+    fn infer(&self, batches: Receiver<Gathered>, seen: SyncSender<Numbered<Seen>>) -> anyhow::Result<()> {
+        for gathered in batches {
+            let mut pictures = self.look_at(gathered)?;
+            pictures.sort_by_key(|(number, _)| *number);
+            for picture in pictures {
+                if seen.send(picture).is_err() {
+                    // Writing has failed, and says why.
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes a batch through the network. A picture that the network cannot take is an error of that picture; a device that
+    /// fails is one of the run.
+    fn look_at(&self, gathered: Gathered) -> anyhow::Result<Vec<Numbered<Seen>>> {
+        let mut pictures: Vec<Numbered<Seen>> =
+            gathered.refused.into_iter().map(|(number, error)| (number, Err(error))).collect();
+        for Group { numbers, images, prepared } in gathered.groups {
+            match self.detector.infer(&prepared) {
+                Ok(raw) => {
+                    let each = numbers.into_iter().zip(images).zip(raw.split()?);
+                    pictures.extend(each.map(|((number, image), raw)| (number, Ok(Seen { image, raw }))));
+                }
+                Err(error @ (Error::Candle(_) | Error::Device(_))) => return Err(error.into()),
+                Err(error) if numbers.len() == 1 => pictures.push((numbers[0], Err(self.named(numbers[0], error)))),
+                // It may be one of them, or all of them together: each on its own.
+                Err(_) => pictures.extend(self.look_at(self.prepare_each(numbers, images))?),
+            }
+        }
+        Ok(pictures)
+    }
+
+    /// Makes what is to be written of a picture. What goes wrong with the picture is its own error; a device that fails is
+    /// one of the run.
+    fn finish(&self, (number, seen): Numbered<Seen>) -> anyhow::Result<Numbered<Finished>> {
+        let Seen { image, raw } = match seen {
+            Ok(seen) => seen,
+            Err(error) => return Ok((number, Err(error))),
+        };
+        let batch = match self.detector.finish(&raw) {
+            Ok(batch) => batch,
+            Err(error @ (Error::Candle(_) | Error::Device(_))) => return Err(error.into()),
+            Err(error) => return Ok((number, Err(self.named(number, error)))),
+        };
+        Ok((number, self.record(number, image, &batch)))
+    }
+
+    fn record(&self, number: usize, image: RgbImage, batch: &Batch) -> anyhow::Result<Finished> {
+        let (job, names) = (&self.jobs[number], self.detector.names());
+        let found = batch.pictures.first().map_or(&[][..], Vec::as_slice);
+        let record = record::make(image, found, names, &job.source, &job.files.picture, self.wanted)?;
+        let ([height, width], milliseconds) = (batch.network_shape, batch.speed.inference.as_secs_f64() * 1e3);
+        let line = format!("{height}x{width} {}{milliseconds:.1}ms", text::tally(found, names));
+        Ok(Finished { record, line, speed: batch.speed })
+    }
+
+    /// Writes what comes of the pictures, in their order.
+    fn write(
+        &self,
+        finished: impl Iterator<Item = anyhow::Result<Numbered<Finished>>>,
+        mut writer: Option<&mut Writer>,
+    ) -> anyhow::Result<Outcome> {
+        let mut outcome = Outcome::default();
+        for picture in finished {
+            match picture? {
+                (number, Ok(finished)) => {
+                    self.keep(number, &finished, writer.as_deref_mut())?;
+                    outcome.speed.pre_process += finished.speed.pre_process;
+                    outcome.speed.inference += finished.speed.inference;
+                    outcome.speed.nms += finished.speed.nms;
+                    outcome.done += 1;
+                }
+                (number, Err(error)) => {
+                    self.refuse(number, &error)?;
+                    outcome.failed += 1;
+                }
+            }
+            self.console.step();
+        }
+        Ok(outcome)
+    }
+
+    fn keep(&self, number: usize, finished: &Finished, writer: Option<&mut Writer>) -> anyhow::Result<()> {
+        let Finished { record, line, .. } = finished;
+        let job = &self.jobs[number];
+        if let Some(writer) = writer {
+            writer.write(&job.files, record, self.wanted)?;
+        }
+        self.console.line(&format!("image {}/{} {}: {line}", number + 1, self.jobs.len(), job.source))?;
+        if let Some(json) = &record.json {
+            self.console.output(json)?;
+        }
+        Ok(())
+    }
+
+    fn refuse(&self, number: usize, error: &anyhow::Error) -> anyhow::Result<()> {
+        let error = format!("{error:#}");
+        self.console.problem(&format!("error: image {}/{}: {error}", number + 1, self.jobs.len()));
+        if self.wanted.json {
+            self.console.output(&record::json_problem(&self.jobs[number].source.to_string(), &error)?)?;
+        }
+        Ok(())
+    }
+
+    /// An error with the picture that it is about.
+    fn named(&self, number: usize, error: Error) -> anyhow::Error {
+        anyhow::Error::new(error).context(self.jobs[number].source.to_string())
+    }
+}
