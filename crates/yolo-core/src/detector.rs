@@ -1,10 +1,14 @@
 //! From a picture to what is in it: letterbox, network, suppression, masks.
 
+mod engine;
+
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
+
+use engine::Engine;
 
 use crate::picture::{LetterboxOptions, Placement, letterbox, letterbox_shape, to_tensor};
 use crate::post::{
@@ -12,7 +16,7 @@ use crate::post::{
     scale_mask, scale_segments,
 };
 use crate::weights::{Weights, checkpoint};
-use crate::{Detection, Error, Graph, Mask, Model, NetworkConfig, Result};
+use crate::{Detection, Error, Graph, Mask, NetworkConfig, Result};
 
 /// What is looked for and kept; the defaults are those of YOLOv5's `detect`.
 #[derive(Debug, Clone, PartialEq)]
@@ -68,7 +72,8 @@ impl Default for DetectOptions {
 /// [`Detector::finish`].
 #[derive(Debug, Clone)]
 pub struct Detector {
-    model: Model,
+    graph: Graph,
+    engine: Engine,
     names: Vec<String>,
     options: DetectOptions,
     device: Device,
@@ -190,8 +195,8 @@ impl Detector {
         let known = weights.metadata().names.as_deref().unwrap_or_default();
         let name = |class: usize| known.get(class).cloned().unwrap_or_else(|| format!("class{class}"));
         let names = (0..config.nc).map(name).collect();
-        let model = Model::from_weights(graph, weights, device, dtype)?;
-        Ok(Self { model, names, options: DetectOptions::default(), device: device.clone(), dtype })
+        let engine = Engine::new(&graph, weights, device, dtype)?;
+        Ok(Self { graph, engine, names, options: DetectOptions::default(), device: device.clone(), dtype })
     }
 
     /// The same network with other options; `imgsz` is rounded up to the stride.
@@ -234,23 +239,23 @@ impl Detector {
 
     /// The sides of the network's input are multiples of this.
     pub fn stride(&self) -> usize {
-        self.model.graph().stride()
+        self.graph.stride()
     }
 
     /// Whether it gives masks.
     pub fn segments(&self) -> bool {
-        self.model.graph().num_masks() > 0
+        self.graph.num_masks() > 0
     }
 
     /// The network behind it.
-    pub fn model(&self) -> &Model {
-        &self.model
+    pub fn graph(&self) -> &Graph {
+        &self.graph
     }
 
     /// One line about the network: layers, parameters, operations.
     pub fn summary(&self) -> String {
         let size = self.options.imgsz[0].max(self.options.imgsz[1]);
-        self.model.graph().summary(size).map(|summary| summary.line()).unwrap_or_default()
+        self.graph.summary(size).map(|summary| summary.line()).unwrap_or_default()
     }
 
     /// Finds the objects in a picture, the most confident first.
@@ -313,7 +318,9 @@ impl Detector {
         let pre_process = prepared.pre_process + start.elapsed();
 
         let start = Instant::now();
-        let outputs = self.model.run(&input)?;
+        // Rows that suppression would drop need not be decoded: those of an objectness below the threshold, rounding aside.
+        let threshold = (self.options.conf_thres as f32).next_down();
+        let outputs = self.engine.run(&self.graph, &input, Some(threshold))?;
         // The copy waits for a GPU to finish.
         let rows = outputs.main.to_device(&Device::Cpu)?;
         let prototypes = outputs.prototypes.map(|p| p.to_device(&Device::Cpu)).transpose()?;
@@ -346,7 +353,7 @@ impl Detector {
             classes: self.options.classes.clone(),
             agnostic: self.options.agnostic_nms,
             max_det: self.options.max_det,
-            nm: self.model.graph().num_masks(),
+            nm: self.graph.num_masks(),
             ..NmsOptions::default()
         }
     }

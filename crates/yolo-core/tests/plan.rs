@@ -27,8 +27,8 @@ fn run(graph: &Graph, weights: &Weights, x: &Tensor, threads: usize) -> yolo_cor
     let plan = Plan::compile(graph, weights, &options).unwrap();
     let mut session = plan.session().unwrap();
     // Twice: nothing may be left of the first run.
-    plan.forward(&mut session, x).unwrap();
-    plan.forward(&mut session, x).unwrap()
+    plan.forward(&mut session, x, None).unwrap();
+    plan.forward(&mut session, x, None).unwrap()
 }
 
 #[test]
@@ -122,7 +122,7 @@ fn features_are_those_of_the_model() {
     let layers: Vec<usize> = (0..graph.layers().len() - 1).collect();
     let options = PlanOptions { size: (64, 96), features: layers.clone(), ..PlanOptions::default() };
     let plan = Plan::compile(&graph, &weights, &options).unwrap();
-    let got = plan.forward(&mut plan.session().unwrap(), &x).unwrap();
+    let got = plan.forward(&mut plan.session().unwrap(), &x, None).unwrap();
     let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
     let expected = model.run_with_features(&x, &layers).unwrap();
     for (layer, (got, expected)) in got.features.iter().zip(&expected.features).enumerate() {

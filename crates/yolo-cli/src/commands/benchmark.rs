@@ -1,5 +1,7 @@
 //! `yolo benchmark`: how fast a network runs.
 
+mod profile;
+
 use std::fmt;
 use std::hint::black_box;
 use std::process::ExitCode;
@@ -11,7 +13,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{ArgAction, ValueEnum};
 use serde_json::json;
 use yolo_core::weights::{NetworkMetadata, Weights};
-use yolo_core::{Graph, Model, NetworkConfig};
+use yolo_core::{Graph, Model, NetworkConfig, Plan, PlanOptions, PlanSession};
 
 use crate::fetch;
 
@@ -56,7 +58,7 @@ pub(crate) struct Args {
     precision: Precision,
 
     /// What runs the network
-    #[arg(long, value_enum, default_value_t = EngineKind::Candle)]
+    #[arg(long, value_enum, default_value_t = EngineKind::Plan)]
     engine: EngineKind,
 
     /// Timed runs; without, at least 10, for three seconds
@@ -74,6 +76,17 @@ pub(crate) struct Args {
     /// Print one line of JSON at the end
     #[arg(long)]
     json: bool,
+}
+
+impl Args {
+    /// Height and width.
+    fn size(&self) -> anyhow::Result<(usize, usize)> {
+        match *self.imgsz.as_slice() {
+            [side] => Ok((side, side)),
+            [height, width] => Ok((height, width)),
+            _ => bail!("--imgsz: expected one side, or height and width"),
+        }
+    }
 }
 
 fn at_least(least: u64, most: u64) -> RangedU64ValueParser<usize> {
@@ -101,6 +114,8 @@ impl fmt::Display for Precision {
 /// What can run a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum EngineKind {
+    /// The network compiled for this CPU
+    Plan,
     /// Candle's tensors, layer by layer, with batch normalisation folded
     Candle,
 }
@@ -108,6 +123,7 @@ enum EngineKind {
 impl fmt::Display for EngineKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Plan => "plan",
             Self::Candle => "candle",
         })
     }
@@ -115,12 +131,23 @@ impl fmt::Display for EngineKind {
 
 /// A network that is ready to run.
 enum Engine {
+    Plan { plan: Box<Plan>, session: Box<PlanSession> },
     Candle(Box<Model>),
 }
 
 impl Engine {
     fn new(args: &Args, graph: Graph, weights: &Weights) -> anyhow::Result<Self> {
         match args.engine {
+            EngineKind::Plan => {
+                if args.precision != Precision::F32 {
+                    bail!("--precision {}: the plan engine computes in f32", args.precision);
+                }
+                let size = args.size()?;
+                let options = PlanOptions { batch: args.batch, size, threads: args.threads, ..PlanOptions::default() };
+                let plan = Plan::compile(&graph, weights, &options)?;
+                let session = Box::new(plan.session()?);
+                Ok(Self::Plan { plan: Box::new(plan), session })
+            }
             EngineKind::Candle => {
                 if args.precision != Precision::F32 {
                     bail!("--precision {}: the candle engine computes in f32", args.precision);
@@ -135,12 +162,19 @@ impl Engine {
     }
 
     /// One forward pass.
-    fn run(&mut self, x: &Tensor) -> anyhow::Result<()> {
+    fn run(&mut self, x: &Input) -> anyhow::Result<()> {
         match self {
-            Self::Candle(model) => drop(black_box(model.run(x)?)),
+            Self::Plan { plan, session } => plan.run(session, &x.values, None)?,
+            Self::Candle(model) => drop(black_box(model.run(&x.tensor)?)),
         }
         Ok(())
     }
+}
+
+/// The same picture in both forms.
+struct Input {
+    tensor: Tensor,
+    values: Vec<f32>,
 }
 
 /// How long something is repeated: so often, and until so much time has gone.
@@ -157,7 +191,7 @@ impl Length {
     }
 
     /// What each run took, in milliseconds.
-    fn repeat(self, engine: &mut Engine, x: &Tensor) -> anyhow::Result<Vec<f64>> {
+    fn repeat(self, engine: &mut Engine, x: &Input) -> anyhow::Result<Vec<f64>> {
         let start = Instant::now();
         let mut times = Vec::new();
         while times.len() < self.runs || start.elapsed() < self.time {
@@ -170,11 +204,7 @@ impl Length {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let [height, width] = match *args.imgsz.as_slice() {
-        [side] => [side, side],
-        [height, width] => [height, width],
-        _ => bail!("--imgsz: expected one side, or height and width"),
-    };
+    let (height, width) = args.size()?;
     if let Some(threads) = args.threads {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().context("--threads")?;
     }
@@ -186,12 +216,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (stem, channels) = (graph.config().stem().to_owned(), graph.config().channels);
     let gflop = graph.cost(height, width)?.iter().map(|cost| cost.total()).sum::<f64>() * args.batch as f64 / 1e9;
     let start = Instant::now();
-    let mut engine = Engine::new(args, graph, &weights)?;
+    let mut ready = Engine::new(args, graph, &weights)?;
     let compile_ms = milliseconds(start);
 
-    let x = noise(&[args.batch, channels, height, width])?;
-    WARM_UP.or(args.warmup).repeat(&mut engine, &x)?;
-    let mut times = MEASURE.or(args.iters).repeat(&mut engine, &x)?;
+    let tensor = noise(&[args.batch, channels, height, width])?;
+    let x = Input { values: tensor.flatten_all()?.to_vec1()?, tensor };
+    WARM_UP.or(args.warmup).repeat(&mut ready, &x)?;
+    let mut times = MEASURE.or(args.iters).repeat(&mut ready, &x)?;
     times.sort_by(f64::total_cmp);
 
     let [min, p10, median, p90] = [0.0, 0.1, 0.5, 0.9].map(|part| quantile(&times, part));
@@ -204,6 +235,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     println!("ready after {load_ms:.1} ms for its weights and {compile_ms:.1} ms for the engine");
     println!("median {median:.2} ms, least {min:.2}, p10 to p90 {p10:.2} to {p90:.2}, {runs} {}", plural(runs, "run"));
     println!("{:.2} pictures/s, {speed:.1} GFLOP/s", batch as f64 / median * 1e3);
+    if let (true, Engine::Plan { plan, session }) = (args.profile, &mut ready) {
+        profile::print(plan, session, &x.values)?;
+    }
     if args.json {
         let line = json!({
             "cfg": args.cfg.as_deref().unwrap_or(&stem),

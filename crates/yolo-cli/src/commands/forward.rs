@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use yolo_core::weights::{NetworkMetadata, Weights, save};
-use yolo_core::{Graph, Model, NetworkConfig};
+use yolo_core::{Graph, Model, NetworkConfig, Outputs, Plan, PlanOptions};
 
 use crate::{device, fetch};
 
@@ -36,6 +36,10 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', value_name = "LAYER,...")]
     features: Vec<usize>,
 
+    /// What runs the network: plan (compiled for this CPU, f32) or candle; without, plan on the CPU
+    #[arg(long, value_enum, value_name = "ENGINE")]
+    engine: Option<Engine>,
+
     /// Seed of random weights
     #[arg(long, default_value_t = 0, value_name = "N")]
     seed: u64,
@@ -43,6 +47,15 @@ pub(crate) struct Args {
     /// cpu, cuda, cuda:N, N, metal or mps
     #[arg(long, default_value = "cpu")]
     device: String,
+}
+
+/// What can run a network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+enum Engine {
+    /// The network compiled for this CPU
+    Plan,
+    /// Candle's tensors, layer by layer
+    Candle,
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
@@ -59,9 +72,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         Some(weights) => weights,
         None => Weights::from_tensors(graph.init(args.seed, &Device::Cpu)?, NetworkMetadata::default()),
     };
-    let model = Model::from_weights(graph, &weights, &device, DType::F32)?;
     let input = Weights::open(&args.input)?.tensor("input", DType::F32, &device)?;
-    let outputs = model.run_with_features(&input, &args.features)?;
+    let engine = args.engine.unwrap_or(if device.is_cpu() { Engine::Plan } else { Engine::Candle });
+    let outputs = match engine {
+        Engine::Plan if !device.is_cpu() => bail!("--engine plan: it runs on the CPU, not on --device {}", args.device),
+        Engine::Plan => planned(&graph, &weights, &input, &args.features)?,
+        Engine::Candle => {
+            let model = Model::from_weights(graph, &weights, &device, DType::F32)?;
+            model.run_with_features(&input, &args.features)?
+        }
+    };
 
     let mut named: Vec<(String, Tensor)> = vec![("output0".into(), outputs.main)];
     named.extend(outputs.prototypes.map(|prototypes| ("output1".into(), prototypes)));
@@ -71,4 +91,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tensors = Weights::from_tensors(tensors, NetworkMetadata::default());
     save(&args.output, tensors.sources()?, tensors.metadata()).context("--output")?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn planned(graph: &Graph, weights: &Weights, input: &Tensor, features: &[usize]) -> anyhow::Result<Outputs> {
+    let &[batch, _, height, width] = input.dims() else {
+        bail!("--input: expected a tensor [batch, channels, height, width], got {:?}", input.dims());
+    };
+    let options = PlanOptions { batch, size: (height, width), features: features.to_vec(), ..PlanOptions::default() };
+    let plan = Plan::compile(graph, weights, &options)?;
+    Ok(plan.forward(&mut plan.session()?, input, None)?)
 }

@@ -2,7 +2,9 @@
 
 use std::process::ExitCode;
 
-use yolo_core::{Graph, NetworkConfig};
+use candle_core::Device;
+use yolo_core::weights::{NetworkMetadata, Weights};
+use yolo_core::{Graph, NetworkConfig, Plan, PlanOptions};
 
 /// Print a network's layers, parameters and operations.
 #[derive(Debug, clap::Args)]
@@ -23,6 +25,10 @@ pub(crate) struct Args {
     #[arg(long)]
     json: bool,
 
+    /// Print the steps that the network is compiled to for this CPU: kernel, shape and place of what each writes
+    #[arg(long, conflicts_with = "json")]
+    plan: bool,
+
     /// Print the names of the built-in networks
     #[arg(long)]
     list: bool,
@@ -37,11 +43,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     if let Some(classes) = args.nc {
         config = config.with_classes(usize::from(classes).max(1));
     }
+    if args.plan {
+        return plan(&Graph::new(&config)?, usize::from(args.imgsz));
+    }
     let summary = Graph::new(&config)?.summary(usize::from(args.imgsz))?;
     if args.json {
         println!("{}", serde_json::to_string(&summary.to_json())?);
     } else {
         println!("{summary}");
     }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The compiled plan. Weights are random: it does not depend on them.
+fn plan(graph: &Graph, size: usize) -> anyhow::Result<ExitCode> {
+    let weights = Weights::from_tensors(graph.init(0, &Device::Cpu)?, NetworkMetadata::default());
+    let plan = Plan::compile(graph, &weights, &PlanOptions { size: (size, size), ..PlanOptions::default() })?;
+    println!("{:>4}  {:<36} {:<28} {:>14} {:>11} {:>6}", "step", "name", "kernel", "result", "at value", "apart");
+    for (index, step) in plan.steps().iter().enumerate() {
+        print!("{index:>4}  {:<36} {:<28}", step.name, step.kernel);
+        if let Some(view) = step.output {
+            let shape = format!("{}x{}x{}", view.channels, view.height, view.width);
+            print!(" {shape:>14} {:>11} {:>6}", view.offset, view.pixel);
+        }
+        println!();
+    }
+    println!("\n{:.1} MB of memory besides the weights", plan.memory() as f64 / 1e6);
     Ok(ExitCode::SUCCESS)
 }

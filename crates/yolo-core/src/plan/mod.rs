@@ -13,12 +13,24 @@ mod pieces;
 mod place;
 mod twin;
 
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Storage, Tensor};
 use dyconv_kernels::cpu::channels_last::{Algorithm, Program, RunOptions, Session as ProgramSession, Step};
 
 use crate::graph::{Graph, NodeId, Output, Shape};
 use crate::weights::{Expected, Weights};
 use crate::{Error, Outputs, Result};
+
+/// Operations a second that `threads` threads of this machine reach at most, a multiplication with its addition counting two:
+/// measured, on values in registers.
+///
+/// # Errors
+/// Where the system gives no threads.
+pub fn peak_operations_per_second(threads: usize) -> Result<f64> {
+    dyconv_kernels::cpu::channels_last::peak_operations_per_second(threads).map_err(|cause| Error::Argument {
+        argument: "threads",
+        problem: format!("{threads} threads cannot be started: {cause}"),
+    })
+}
 
 /// What a plan is compiled for.
 #[derive(Debug, Clone, PartialEq)]
@@ -61,17 +73,25 @@ pub struct PlanSession {
 }
 
 impl Plan {
-    /// Compiles a network with its weights.
+    /// Checks that a file holds exactly the network's weights.
     ///
     /// # Errors
-    /// Where the weights do not fit the network, or the network not the input's size.
-    pub fn compile(graph: &Graph, weights: &Weights, options: &PlanOptions) -> Result<Self> {
+    /// [`Error::Weights`] that names the keys which are missing, left over or of another shape.
+    pub fn check(graph: &Graph, weights: &Weights) -> Result<()> {
         let expected: Vec<Expected> = graph
             .params()
             .iter()
             .map(|param| Expected { name: param.name.clone(), shape: param.shape.clone(), optional: false })
             .collect();
-        weights.check(&expected, graph.config().stem())?;
+        weights.check(&expected, graph.config().stem())
+    }
+
+    /// Compiles a network with its weights.
+    ///
+    /// # Errors
+    /// Where the weights do not fit the network, or the network not the input's size.
+    pub fn compile(graph: &Graph, weights: &Weights, options: &PlanOptions) -> Result<Self> {
+        Self::check(graph, weights)?;
         let PlanOptions { batch, size: (height, width), .. } = *options;
         if batch == 0 || batch > MAX_BATCH {
             let problem = format!("must be from 1 to {MAX_BATCH}, it is {batch}");
@@ -207,11 +227,11 @@ impl Plan {
         run.map_err(|problem| Error::Candle(candle_core::Error::msg(problem)))
     }
 
-    /// Runs it on a tensor and gives the results as tensors.
+    /// Runs it on a tensor and gives the results as tensors; `threshold` as of [`Plan::run`].
     ///
     /// # Errors
     /// As [`Plan::run`].
-    pub fn forward(&self, session: &mut PlanSession, x: &Tensor) -> Result<Outputs> {
+    pub fn forward(&self, session: &mut PlanSession, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
         let (channels, height, width) = self.input;
         let expected = [self.batch(), channels, height, width];
         if x.dims() != expected {
@@ -221,8 +241,14 @@ impl Plan {
                 got: format!("{:?}", x.dims()),
             });
         }
-        let x = x.to_dtype(DType::F32)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
-        self.run(session, &x, None)?;
+        let x = x.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.contiguous()?;
+        let (storage, layout) = x.storage_and_layout();
+        let Storage::Cpu(storage) = &*storage else {
+            return Err(Error::Device("the input could not be brought to main memory".into()));
+        };
+        // Borrowed, not copied, where it is in main memory already.
+        let values = &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
+        self.run(session, values, threshold)?;
         self.outputs(session)
     }
 

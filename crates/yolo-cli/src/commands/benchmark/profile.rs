@@ -1,0 +1,51 @@
+//! `--profile`: what each step of a plan took.
+
+use std::time::Instant;
+
+use yolo_core::plan::peak_operations_per_second;
+use yolo_core::{Plan, PlanSession};
+
+/// Runs that a step's time is the median of.
+const RUNS: usize = 9;
+
+/// Prints a row a step: kernel, shape of its result, time, share of all, speed, and that over the machine's peak.
+pub(super) fn print(plan: &Plan, session: &mut PlanSession, input: &[f32]) -> anyhow::Result<()> {
+    let mut runs: Vec<Vec<u64>> = Vec::new();
+    for _ in 0..RUNS {
+        plan.profile(session, input)?;
+        runs.push(session.times().to_vec());
+    }
+    let peak = peak_operations_per_second(plan.threads())?;
+    println!("\npeak of {} threads: {:.1} GFLOP/s, measured", plan.threads(), peak / 1e9);
+    println!("{:<36} {:<26} {:>14} {:>9} {:>7} {:>8} {:>6}", "step", "kernel", "result", "ms", "share", "GFLOP/s", "peak");
+    let median = |step: usize| {
+        let mut times: Vec<u64> = runs.iter().map(|run| run[step]).collect();
+        times.sort_unstable();
+        times[RUNS / 2] as f64 / 1e6
+    };
+    let times: Vec<f64> = (0..plan.steps().len()).map(median).collect();
+    let total: f64 = times.iter().sum();
+    for (step, ms) in plan.steps().iter().zip(&times) {
+        let result = step.output.map(|v| format!("{}x{}x{}", v.channels, v.height, v.width)).unwrap_or_default();
+        let share = 100.0 * ms / total;
+        print!("{:<36} {:<26} {result:>14} {ms:>9.3} {share:>6.1}%", shortened(&step.name), step.kernel);
+        if step.operations > 0.0 {
+            let speed = step.operations / ms / 1e6;
+            print!(" {speed:>8.1} {:>5.0}%", 100.0 * speed * 1e9 / peak);
+        }
+        println!();
+    }
+    let start = Instant::now();
+    plan.run(session, input, None)?;
+    println!("{:<36} {:<26} {:>14} {total:>9.3}", "all steps, one by one", "", "");
+    println!("{:<36} {:<26} {:>14} {:>9.3}", "one run", "", "", start.elapsed().as_secs_f64() * 1e3);
+    Ok(())
+}
+
+fn shortened(name: &str) -> String {
+    const LENGTH: usize = 36;
+    if name.chars().count() <= LENGTH {
+        return name.into();
+    }
+    name.chars().take(LENGTH - 2).chain("..".chars()).collect()
+}

@@ -1,0 +1,60 @@
+//! What runs a detector's network: plans on the CPU, the model elsewhere.
+
+use std::sync::{Arc, Mutex};
+
+use candle_core::{DType, Device, Tensor};
+
+use crate::weights::Weights;
+use crate::{Graph, Model, Outputs, Plan, PlanOptions, PlanSession, Result};
+
+/// Plans that are kept: pictures of other shapes make others.
+const PLANS: usize = 8;
+
+/// A network ready to run, at any size.
+#[derive(Debug, Clone)]
+pub(super) enum Engine {
+    /// Compiled for each size that comes, the one used last at the end. Clones share them.
+    Plans { weights: Weights, plans: Arc<Mutex<Vec<(Plan, PlanSession)>>> },
+    Model(Box<Model>),
+}
+
+impl Engine {
+    pub(super) fn new(graph: &Graph, weights: &Weights, device: &Device, dtype: DType) -> Result<Self> {
+        if device.is_cpu() && dtype == DType::F32 {
+            Plan::check(graph, weights)?;
+            return Ok(Self::Plans { weights: weights.clone(), plans: Arc::default() });
+        }
+        Ok(Self::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?.fold_batch_norm()?)))
+    }
+
+    /// Rows of boxes whose objectness is not above `threshold` may come as zeros but for that.
+    pub(super) fn run(&self, graph: &Graph, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
+        let (weights, plans) = match self {
+            Self::Model(model) => return model.run(x),
+            Self::Plans { weights, plans } => (weights, plans),
+        };
+        let (batch, _, height, width) = x.dims4()?;
+        // A plan that has panicked is not used again.
+        let mut plans = plans.lock().unwrap_or_else(|poisoned| {
+            let mut plans = poisoned.into_inner();
+            plans.clear();
+            plans
+        });
+        let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == (height, width);
+        let (plan, mut session) = match plans.iter().position(fits) {
+            Some(index) => plans.remove(index),
+            None => {
+                let options = PlanOptions { batch, size: (height, width), ..PlanOptions::default() };
+                let plan = Plan::compile(graph, weights, &options)?;
+                let session = plan.session()?;
+                (plan, session)
+            }
+        };
+        let outputs = plan.forward(&mut session, x, threshold);
+        if plans.len() >= PLANS {
+            plans.remove(0);
+        }
+        plans.push((plan, session));
+        outputs
+    }
+}
