@@ -49,7 +49,7 @@ pub(super) fn settle(items: Vec<Item>, pieces: &mut Pieces<'_>, kept: &[NodeId])
     for item in &items {
         let wants_one = match &item.kind {
             Kind::Conv(conv) => conv.algorithm != Algorithm::Direct || conv.geometry.groups > 1,
-            Kind::Pools(_) | Kind::Decode => true,
+            Kind::Pools(_) => true,
             _ => false,
         };
         for &input in &item.inputs {

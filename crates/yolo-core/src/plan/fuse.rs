@@ -41,6 +41,11 @@ pub(super) fn fuse(graph: &Graph, kept: &[NodeId]) -> Vec<Item> {
         [reader] if !kept.contains(&id) => Some(*reader),
         _ => None,
     };
+    // The head that a convolution is a level of, and which one.
+    let head = |id: NodeId| {
+        let detect = only_reader(id).filter(|&next| matches!(nodes[next].op, Op::Detect { .. }))?;
+        Some((detect, nodes[detect].inputs.iter().position(|input| *input == id)?))
+    };
     let mut done = vec![false; nodes.len()];
     // Each item stands where the last node stands that it takes along.
     let mut items: Vec<(NodeId, Item)> = Vec::new();
@@ -52,8 +57,23 @@ pub(super) fn fuse(graph: &Graph, kept: &[NodeId]) -> Vec<Item> {
         let plain = |kind: Kind| Item { kind, inputs: inputs.clone(), outputs: vec![id], residual: None };
         let mut last = id;
         let item = match &node.op {
+            Op::Conv2d { geometry, .. } if head(id).is_some() => {
+                let conv = Conv {
+                    geometry: *geometry,
+                    sources: vec![Source { node: id, norm: None }],
+                    routing: None,
+                    act: Act::Identity,
+                    algorithm: Algorithm::Direct,
+                };
+                let (detect, level) = head(id).unwrap_or_default();
+                let mut item = plain(Kind::Head { conv, level });
+                item.outputs = vec![detect];
+                items.push((id, item));
+                continue;
+            }
             Op::Input => plain(Kind::Input),
-            Op::Detect { .. } => plain(Kind::Decode),
+            // Each level is decoded where its convolution is.
+            Op::Detect { .. } => continue,
             Op::MaxPool2d { kernel, stride, padding } => {
                 plain(Kind::Pools(vec![Pool { kernel: *kernel, stride: *stride, padding: *padding }]))
             }

@@ -29,8 +29,8 @@ pub(super) enum Kind {
     Copy,
     /// Max-pools in a row, each of the result of the one before.
     Pools(Vec<Pool>),
-    /// Boxes from the heads' maps.
-    Decode,
+    /// A level of the detection head: its convolution and the decoding of its boxes.
+    Head { conv: Conv, level: usize },
     /// An operation without a kernel, run on its plain twin.
     Twin,
 }

@@ -129,6 +129,7 @@ impl Plan {
             places: &places,
             shapes: &shapes,
             batch,
+            rows,
             kept: &kept,
         };
         let threads = options.threads.unwrap_or_else(rayon::current_num_threads).max(1);

@@ -10,7 +10,7 @@ use super::item::{Conv, Item, Kind};
 use super::pieces::Pieces;
 use super::place::{Places, extent};
 use super::twin;
-use crate::graph::{Graph, NodeId, Op, ParamId, RouteActivation, RouteOp, Shape};
+use crate::graph::{ConvGeometry, Graph, NodeId, Op, ParamId, RouteActivation, RouteOp, Shape};
 use crate::model::BATCH_NORM_EPS;
 use crate::weights::Weights;
 use crate::{Error, Result};
@@ -24,7 +24,9 @@ pub(super) struct Packing<'a> {
     pub(super) places: &'a Places,
     pub(super) shapes: &'a [Shape],
     pub(super) batch: usize,
-    /// Values that leave the program, after the boxes.
+    /// The node of the boxes, which leave the program first.
+    pub(super) rows: Option<NodeId>,
+    /// Values that leave the program after them.
     pub(super) kept: &'a [NodeId],
 }
 
@@ -32,6 +34,9 @@ impl Packing<'_> {
     /// The program.
     pub(super) fn program(&self, threads: usize) -> Result<Program> {
         let mut builder = Builder::new(self.batch, threads, self.places.memory);
+        if let Some(Shape::Rows(rows, outputs)) = self.rows.map(|node| self.shapes[node]) {
+            builder.output(self.batch * rows * outputs);
+        }
         for item in self.items {
             self.add(&mut builder, item)?;
         }
@@ -92,7 +97,7 @@ impl Packing<'_> {
                 let pools = pools.iter().enumerate().map(|(index, pool)| (*pool, output(index))).collect();
                 builder.pools(&self.name(item.outputs[0]), self.view(input)?, pools);
             }
-            (Kind::Decode, Some(_)) => self.decode(builder, item)?,
+            (Kind::Head { conv, level }, Some(input)) => self.head(builder, item.outputs[0], (conv, *level), input)?,
             (Kind::Twin, Some(_)) => {
                 let inputs = item.inputs.iter().map(|&input| self.parts(input)).collect();
                 let id = item.outputs[0];
@@ -217,24 +222,56 @@ impl Packing<'_> {
         })
     }
 
-    fn decode(&self, builder: &mut Builder, item: &Item) -> Result<()> {
-        let node = item.outputs[0];
-        let Op::Detect { anchors, classes, per_level, masks } = self.graph.nodes()[node].op else {
-            return Err(self.failure(node, "expected a detection head"));
+    /// A level of the head whose node is `detect`.
+    fn head(
+        &self,
+        builder: &mut Builder,
+        detect: NodeId,
+        (conv, level): (&Conv, usize),
+        input: NodeId,
+    ) -> Result<()> {
+        let (Op::Detect { anchors, classes, per_level, masks }, Shape::Rows(rows, outputs)) =
+            (&self.graph.nodes()[detect].op, self.shapes[detect])
+        else {
+            return Err(self.failure(detect, "expected a detection head"));
         };
-        let anchors = self.values(anchors)?;
-        let outputs = 5 + classes + masks;
-        let Shape::Rows(rows, _) = self.shapes[node] else { return Err(self.failure(node, "expected rows")) };
-        let output = builder.output(self.batch * rows * outputs);
-        let mut first = 0;
-        let levels = item.inputs.iter().zip(self.graph.strides()).zip(anchors.chunks_exact(2 * per_level));
-        for ((&input, &stride), anchors) in levels {
-            let view = self.view(input)?;
-            let stride = stride as f32;
-            let anchors = anchors.chunks_exact(2).map(|pair| [pair[0] * stride, pair[1] * stride]).collect();
-            builder.decode(&self.name(node), output, Head { view, anchors, stride, outputs, masks, rows: (rows, first) });
-            first += per_level * view.height * view.width;
-        }
+        let source = conv.sources[0].node;
+        let Op::Conv2d { weight, bias, geometry } = self.graph.nodes()[source].op else {
+            return Err(self.failure(source, "expected a convolution"));
+        };
+        debug_assert_eq!(outputs, 5 + classes + masks);
+        let anchors = self.values(*anchors)?;
+        let Some(anchors) = anchors.chunks_exact(2 * per_level).nth(level) else {
+            return Err(self.failure(detect, "a level lacks its anchors"));
+        };
+        let Some(stride) = self.graph.strides().get(level).map(|stride| *stride as f32) else {
+            return Err(self.failure(detect, "a level lacks its stride"));
+        };
+        let levels = &self.graph.nodes()[detect].inputs[..level];
+        let before = levels.iter().map(|&map| extent(self.shapes[map])).map(|(height, width, _)| height * width);
+        let head = Head {
+            anchors: anchors.chunks_exact(2).map(|pair| [pair[0] * stride, pair[1] * stride]).collect(),
+            stride,
+            outputs,
+            masks: *masks,
+            rows: (rows, per_level * before.sum::<usize>()),
+        };
+        let (height, width, channels) = extent(self.shapes[source]);
+        let kernels = self.values(weight)?;
+        let bias = bias.map(|bias| self.values(bias)).transpose()?.unwrap_or_default();
+        let ConvGeometry { kernel, stride, padding, dilation, .. } = geometry;
+        let conv = Convolution {
+            name: &self.name(source),
+            window: Window { kernel, stride, padding, dilation },
+            groups: geometry.groups,
+            inputs: self.parts(input),
+            output: View::dense(0, height, width, channels),
+            residual: None,
+            act: Act::Identity,
+            kernels: Kernels::Fixed { kernels: &kernels, bias: &bias },
+            algorithm: conv.algorithm,
+        };
+        builder.head(&conv, 0, head);
         Ok(())
     }
 }

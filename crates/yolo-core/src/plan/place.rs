@@ -62,7 +62,7 @@ impl Places {
         for (index, item) in items.iter().enumerate() {
             let mut groups: Vec<Vec<NodeId>> = match item.kind {
                 Kind::Conv(_) => vec![item.outputs.clone()],
-                Kind::Decode => Vec::new(),
+                Kind::Head { .. } => Vec::new(),
                 _ => item.outputs.iter().map(|output| vec![*output]).collect(),
             };
             for group in groups.drain(..) {

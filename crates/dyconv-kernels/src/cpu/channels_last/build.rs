@@ -4,7 +4,7 @@ use super::super::isa::Isa;
 use super::super::{IsaName, Job, chosen, with};
 use super::convert::{Decode, Import};
 use super::depthwise::{self, Depthwise};
-use super::direct::{Direct, Packing, Window};
+use super::direct::{Direct, HeadConv, Packing, Window};
 use super::finish::Act;
 use super::memory::{LINE, Lines, Part, View};
 use super::mixing::{Average, Mix, Router};
@@ -89,11 +89,9 @@ pub struct Convolution<'a> {
     pub algorithm: Algorithm,
 }
 
-/// A level of a detection head.
+/// A level of a detection head: how boxes are decoded from the map of its convolution, `[height, width, anchors * outputs]`.
 #[derive(Debug, Clone)]
 pub struct Head {
-    /// `[height, width, anchors * outputs]`
-    pub view: View,
     /// Width and height of each anchor in pixels.
     pub anchors: Vec<[f32; 2]>,
     /// Pixels of the picture a pixel of the map.
@@ -318,15 +316,30 @@ impl Builder {
         self.outputs.len() - 1
     }
 
-    /// Adds the decoding of one level of a head into rows of an output.
-    pub fn decode(&mut self, name: &str, output: usize, head: Head) {
-        let Head { view, anchors, stride, outputs, masks, rows: (rows, first) } = head;
-        self.check(&view);
+    /// Adds a level of a head: a convolution with fixed kernels, computed directly, and the decoding of its map into rows of an
+    /// output. Only the size and the channels of the convolution's output count: it has no place in memory.
+    ///
+    /// # Panics
+    /// Where sizes do not fit.
+    pub fn head(&mut self, conv: &Convolution<'_>, output: usize, head: Head) {
+        let Head { anchors, stride, outputs, masks, rows: (rows, first) } = head;
+        let view = View::dense(0, conv.output.height, conv.output.width, conv.output.channels);
+        assert!(conv.algorithm == Algorithm::Direct && conv.suits(conv.algorithm) && conv.groups == 1);
+        assert!(conv.residual.is_none() && conv.act == Act::Identity);
+        for part in &conv.inputs {
+            self.check(&part.view);
+            assert_eq!(part.size(), conv.inputs[0].size());
+        }
+        let Kernels::Fixed { kernels, bias } = &conv.kernels else {
+            unreachable!("a head's kernels are the same for all samples")
+        };
+        assert_eq!(kernels.len(), conv.in_channels() * conv.window.taps() * view.channels);
+        assert!(bias.is_empty() || bias.len() == view.channels);
         assert_eq!(view.channels, anchors.len() * outputs);
         assert!(outputs >= 5 + masks && first + anchors.len() * view.height * view.width <= rows);
         assert_eq!(self.outputs[output], self.batch * rows * outputs);
-        let decode = Decode { view, anchors, stride, outputs, masks, rows, first };
-        self.push(name, "decode".into(), 0.0, vec![view.into()], None, Action::Decode { output, decode });
+        let decode = Decode { size: (view.height, view.width), anchors, stride, outputs, masks, rows, first };
+        with(self.isa, AddHead { builder: self, conv, view, output, decode });
     }
 
     /// Copies a map to an output.
@@ -406,13 +419,7 @@ impl Job for AddConvolution<'_, '_> {
         let Self { builder, conv } = self;
         let packer = Packer::new::<I>(conv);
         let kernel = match &conv.kernels {
-            Kernels::Fixed { kernels, bias } => {
-                let mut packed = Lines::zeros(packer.len + 2 * LINE);
-                packer.pack(kernels, packed.values_mut());
-                let mut padded = Lines::zeros(packer.bias);
-                padded.values_mut()[..bias.len()].copy_from_slice(bias);
-                Kernel::Shared { kernels: packed, bias: padded }
-            }
+            Kernels::Fixed { kernels, bias } => packer.fixed(kernels, bias),
             Kernels::Mixed { router, averaged, experts, bias, shift } => {
                 builder.mix::<I>(conv, &packer, (router, averaged), (experts, bias, shift))
             }
@@ -454,6 +461,39 @@ impl Job for AddConvolution<'_, '_> {
         let kernel = format!("{kind} {}{plus}", act.name()).trim_end().to_owned();
         let operations = conv.operations() * builder.batch as f64;
         builder.push(conv.name, kernel, operations, conv.inputs.clone(), Some(output), action);
+    }
+}
+
+struct AddHead<'a, 'b> {
+    builder: &'a mut Builder,
+    conv: &'a Convolution<'b>,
+    view: View,
+    output: usize,
+    decode: Decode,
+}
+
+impl Job for AddHead<'_, '_> {
+    type Output = ();
+    fn run<I: Isa>(self, _: I) {
+        let Self { builder, conv, view, output, decode } = self;
+        let Kernels::Fixed { kernels, bias } = &conv.kernels else { return };
+        let packer = Packer::new::<I>(conv);
+        let kernel = packer.fixed(kernels, bias);
+        builder.zeros = builder.zeros.max(conv.in_channels() * conv.window.kernel.1);
+        let direct = Direct {
+            window: conv.window,
+            groups: 1,
+            inputs: conv.inputs.clone(),
+            output: view,
+            residual: None,
+            act: Act::Identity,
+            packing: packer.packing,
+        };
+        let head = HeadConv { conv: direct, decode };
+        builder.own = builder.own.max(whole_lines(head.scratch::<I>()) + 2 * LINE);
+        let operations = conv.operations() * builder.batch as f64;
+        let action = Action::Head { output, head, kernel };
+        builder.push(conv.name, "direct + decode".into(), operations, conv.inputs.clone(), None, action);
     }
 }
 
@@ -548,6 +588,15 @@ impl Packer {
         }
         let packing = Packing { taps: 9 * self.packing.taps, ..self.packing };
         Self { algorithm: Algorithm::Direct, packing, len: packing.len(), ..*self }
+    }
+
+    /// Kernels that are the same for all samples.
+    fn fixed(&self, kernels: &[f32], bias: &[f32]) -> Kernel {
+        let mut packed = Lines::zeros(self.len + 2 * LINE);
+        self.pack(kernels, packed.values_mut());
+        let mut padded = Lines::zeros(self.bias);
+        padded.values_mut()[..bias.len()].copy_from_slice(bias);
+        Kernel::Shared { kernels: packed, bias: padded }
     }
 
     fn pack(&self, kernels: &[f32], packed: &mut [f32]) {

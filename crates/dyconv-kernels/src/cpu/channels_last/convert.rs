@@ -109,8 +109,8 @@ pub(super) fn export(view: &View, arena: &Arena, batch: usize, outside: &Outside
 /// Boxes of one level of a head: YOLOv5's decoding.
 #[derive(Debug, Clone)]
 pub(super) struct Decode {
-    /// `[height, width, anchors * outputs]`
-    pub(super) view: View,
+    /// Height and width of the map.
+    pub(super) size: (usize, usize),
     /// Width and height in pixels.
     pub(super) anchors: Vec<[f32; 2]>,
     pub(super) stride: f32,
@@ -124,36 +124,35 @@ pub(super) struct Decode {
 }
 
 impl Decode {
-    /// Rows whose objectness is not above `threshold` are zero but for that.
-    pub(super) fn run<I: Isa>(
+    /// Decodes `count` pixels from `first` on of a sample, whose map, `[count, anchors * outputs]`, lies at `map`. Rows whose
+    /// objectness is not above `threshold` are zero but for that.
+    ///
+    /// # Safety
+    /// The map must be readable, and no other thread may use these pixels' rows.
+    #[inline(always)]
+    pub(super) unsafe fn pixels<I: Isa>(
         &self,
         isa: I,
-        arena: &Arena,
-        batch: usize,
+        map: *const f32,
+        (sample, first, count): (usize, usize, usize),
         threshold: Option<f32>,
         outside: &Outside,
-        member: &Member<'_>,
     ) {
-        let View { height, width, .. } = self.view;
-        let anchors = self.anchors.len();
-        member.share(batch * anchors * height, |task| {
-            let (y, anchor, sample) = (task % height, task / height % anchors, task / (height * anchors));
-            let first = self.first + (anchor * height + y) * width;
-            // SAFETY: each task has its own rows.
-            let rows = unsafe { outside.part((sample * self.rows + first) * self.outputs, width * self.outputs) };
-            isa.run(
-                #[inline(always)]
-                || {
-                    for (x, row) in rows.chunks_exact_mut(self.outputs).enumerate() {
-                        let place = self.view.sample() * sample + (y * width + x) * self.view.pixel;
-                        let from = arena.at(self.view.offset + place + anchor * self.outputs).cast_const();
-                        // SAFETY: the view has so many channels for each anchor.
-                        let from = unsafe { std::slice::from_raw_parts(from, self.outputs) };
-                        self.row(isa, from, (x, y), anchor, threshold, row);
-                    }
-                },
-            );
-        });
+        let (height, width) = self.size;
+        let outputs = self.outputs;
+        for anchor in 0..self.anchors.len() {
+            let row = sample * self.rows + self.first + anchor * height * width + first;
+            // SAFETY: the caller proves that the rows are nobody else's.
+            let rows = unsafe { outside.part(row * outputs, count * outputs) };
+            for (index, row) in rows.chunks_exact_mut(outputs).enumerate() {
+                // SAFETY: the caller proves the map.
+                let from = unsafe {
+                    std::slice::from_raw_parts(map.add((index * self.anchors.len() + anchor) * outputs), outputs)
+                };
+                let cell = ((first + index) % width, (first + index) / width);
+                self.row(isa, from, cell, anchor, threshold, row);
+            }
+        }
     }
 
     #[inline(always)]

@@ -3,7 +3,7 @@
 
 use super::super::isa::Isa;
 use super::direct::{Weights, Window};
-use super::finish::{Act, finish, load_part};
+use super::finish::{Act, load_part, put};
 use super::memory::{Arena, View};
 use super::team::Member;
 
@@ -117,13 +117,15 @@ impl Depthwise {
                         }
                     }
                 }
-                for (i, sum) in sums[..count].iter().enumerate() {
+                let mut tile = [sums];
+                self.act.apply_all(isa, &mut tile);
+                for (i, sum) in tile[0][..count].iter().enumerate() {
                     let residual = residual.map_or(std::ptr::null(), |(start, pixel)| {
                         start.wrapping_add((x + i) * pixel + channel)
                     });
                     let out = out.wrapping_add((x + i) * output.pixel + channel);
                     // SAFETY: the output and the residual have a place for each pixel.
-                    unsafe { finish(isa, self.act, *sum, residual, out, lanes) };
+                    unsafe { put(isa, *sum, residual, out, lanes) };
                 }
             }
             x += count;

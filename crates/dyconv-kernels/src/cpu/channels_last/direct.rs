@@ -5,7 +5,8 @@
 //! channels. Sums run over all taps in one go and stay in registers until the epilogue has been applied.
 
 use super::super::isa::Isa;
-use super::finish::{Act, finish};
+use super::convert::{Decode, Outside};
+use super::finish::{Act, put};
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
 
@@ -157,7 +158,8 @@ impl Direct {
     pub(super) fn reserve<I: Isa>(&self, table: &mut Table) {
         let tiles = self.block::<I>().div_ceil(I::TILE_ROWS);
         let runs = self.window.taps() * self.inputs.len();
-        table.pointers.reserve((tiles * runs * I::TILE_ROWS).saturating_sub(table.pointers.len()));
+        let pointers = (tiles * runs * I::TILE_ROWS).max(table.pointers.len());
+        table.pointers.resize(pointers, Pointer(std::ptr::null()));
         table.merged.reserve(tiles.saturating_sub(table.merged.len()));
     }
 
@@ -202,10 +204,75 @@ impl Direct {
                 weights: weights.of(arena, sample).wrapping_add(group * self.packing.len()),
                 bias: bias.of(arena, sample).wrapping_add(group * self.packing.out),
                 zeros,
+                out: arena.at(self.output.offset + sample * self.output.sample()),
             };
             isa.run(
                 #[inline(always)]
                 || job.run(isa, table),
+            );
+        });
+    }
+}
+
+/// A level of a detection head: its convolution, and boxes decoded from its map while that is in the nearest cache.
+#[derive(Debug, Clone)]
+pub(super) struct HeadConv {
+    /// Its output has no place in memory.
+    pub(super) conv: Direct,
+    pub(super) decode: Decode,
+}
+
+impl HeadConv {
+    /// Pixels of a block: their map shall stay in a level-1 cache.
+    fn block<I: Isa>(&self) -> usize {
+        const VALUES: usize = 6 * 1024;
+        let tiles = (VALUES / self.conv.output.channels / I::TILE_ROWS).max(1);
+        (tiles * I::TILE_ROWS).min(self.conv.block::<I>())
+    }
+
+    /// Values of scratch that a thread takes.
+    pub(super) fn scratch<I: Isa>(&self) -> usize {
+        self.block::<I>() * self.conv.output.pixel
+    }
+
+    /// Runs it for `batch` samples on the team; `scratch` is the thread's own.
+    pub(super) fn run<I: Isa>(
+        &self,
+        isa: I,
+        arena: &Arena,
+        batch: usize,
+        (weights, bias): (Weights<'_>, Weights<'_>),
+        zeros: *const f32,
+        (threshold, outside): (Option<f32>, &Outside),
+        (member, table, scratch): (&Member<'_>, &mut Table, *mut f32),
+    ) {
+        let conv = &self.conv;
+        let pixels = conv.output.height * conv.output.width;
+        let block = self.block::<I>();
+        let blocks = pixels.div_ceil(block);
+        member.share(batch * blocks, |task| {
+            let (sample, first) = (task / blocks, task % blocks * block);
+            let count = block.min(pixels - first);
+            let job = Job {
+                conv,
+                arena,
+                sample,
+                group: 0,
+                first,
+                count,
+                panels: (0, conv.packing.panels()),
+                weights: weights.of(arena, sample),
+                bias: bias.of(arena, sample),
+                zeros,
+                out: scratch.wrapping_sub(first * conv.output.pixel),
+            };
+            isa.run(
+                #[inline(always)]
+                || {
+                    job.run(isa, table);
+                    // SAFETY: the job has written the map of these pixels; each task has its own.
+                    unsafe { self.decode.pixels(isa, scratch, (sample, first, count), threshold, outside) };
+                },
             );
         });
     }
@@ -225,6 +292,8 @@ struct Job<'a> {
     weights: *const f32,
     bias: *const f32,
     zeros: *const f32,
+    /// Where the sample's first pixel goes.
+    out: *mut f32,
 }
 
 impl Job<'_> {
@@ -247,8 +316,6 @@ impl Job<'_> {
         };
         let merged_length = [inputs * window.kernel.1];
         let runs = window.taps() * lengths.len();
-        let sample = self.sample * output.sample();
-        let out = self.arena.at(output.offset + sample);
         let residual = conv.residual.map(|view| (self.arena.at(view.offset + self.sample * view.sample()), view.pixel));
         for panel in self.panels.0..self.panels.1 {
             let channel = panel * PANEL_VECTORS * I::LANES;
@@ -263,7 +330,7 @@ impl Job<'_> {
                 let channel = self.group * packing.out + channel;
                 let place = (self.first + at) * output.pixel + channel;
                 let place = Place {
-                    out: out.wrapping_add(place),
+                    out: self.out.wrapping_add(place),
                     pixel: output.pixel,
                     residual: residual.map_or(std::ptr::null(), |(start, pixel)| {
                         start.wrapping_add((self.first + at) * pixel + channel).cast_const()
@@ -288,57 +355,88 @@ impl Job<'_> {
     fn look_up<I: Isa>(&self, table: &mut Table) {
         let conv = self.conv;
         let Window { kernel, stride, padding, dilation } = conv.window;
-        let (height, width) = conv.inputs[0].size();
+        let (_, width) = conv.inputs[0].size();
         let merges = conv.merges();
-        let skip = self.group * conv.inputs_of_group();
         let runs = conv.window.taps() * conv.inputs.len();
-        table.pointers.clear();
-        table.merged.clear();
         let columns = conv.output.width;
-        let simple = conv.window.taps() == 1 && stride == (1, 1) && padding == (0, 0);
+        let span = (kernel.1 - 1) * dilation.1;
+        table.merged.clear();
         for at in (0..self.count).step_by(I::TILE_ROWS) {
             let count = (self.count - at).min(I::TILE_ROWS);
-            let start = table.pointers.len();
-            // What is missing in the last tile stays null and is not read.
-            table.pointers.resize(start + runs * I::TILE_ROWS, Pointer(std::ptr::null()));
-            let pointers = &mut table.pointers[start..];
+            // What is missing in the last tile is not read.
+            let pointers = &mut table.pointers[at * runs..][..runs * I::TILE_ROWS];
             let (mut y, mut x) = ((self.first + at) / columns, (self.first + at) % columns);
-            let left = |x: usize| (x * stride.1).checked_sub(padding.1);
-            let inside = |x: usize| left(x).is_some_and(|left| left + kernel.1 <= width);
-            let merged = merges && (x + count <= columns) && inside(x) && inside(x + count - 1);
+            let inside = |first: usize, count: usize| {
+                first * stride.1 >= padding.1 && (first + count - 1) * stride.1 + span < width + padding.1
+            };
+            let merged = merges && x + count <= columns && inside(x, count);
             table.merged.push(merged);
-            for i in 0..count {
-                let mut run = 0;
+            // Row by row of the output.
+            let mut done = 0;
+            while done < count {
+                let here = (count - done).min(columns - x);
+                let segment = Segment { y, x, done, count: here, inside: inside(x, here) };
                 for ky in 0..kernel.0 {
-                    let row = (y * stride.0 + ky * dilation.0).checked_sub(padding.0).filter(|row| *row < height);
-                    for kx in 0..if merged { 1 } else { kernel.1 } {
-                        let column = (x * stride.1 + kx * dilation.1).checked_sub(padding.1).filter(|c| *c < width);
-                        for part in &conv.inputs {
-                            let pointer = match (row, column) {
-                                (Some(row), Some(column)) => {
-                                    let view = &part.view;
-                                    let place = if simple && part.shift == 0 {
-                                        self.first + at + i
-                                    } else {
-                                        (row >> part.shift) * view.width + (column >> part.shift)
-                                    };
-                                    let sample = self.sample * view.sample();
-                                    self.arena.at(view.offset + sample + place * view.pixel + skip).cast_const()
-                                }
-                                _ => self.zeros,
-                            };
-                            pointers[run * I::TILE_ROWS + i] = Pointer(pointer);
-                            run += 1;
+                    if merged {
+                        self.point::<I>(&segment, (ky, 0), ky, pointers);
+                    } else {
+                        for kx in 0..kernel.1 {
+                            let run = (ky * kernel.1 + kx) * conv.inputs.len();
+                            self.point::<I>(&segment, (ky, kx), run, pointers);
                         }
                     }
                 }
-                x += 1;
-                if x == columns {
-                    (x, y) = (0, y + 1);
-                }
+                done += here;
+                (y, x) = (y + 1, 0);
             }
         }
     }
+
+    /// Pointers of one tap of some pixels, for all parts of the input: runs from `run` on.
+    #[inline(always)]
+    fn point<I: Isa>(&self, segment: &Segment, (ky, kx): (usize, usize), run: usize, pointers: &mut [Pointer]) {
+        let conv = self.conv;
+        let Window { stride, padding, dilation, .. } = conv.window;
+        let (height, width) = conv.inputs[0].size();
+        let row = (segment.y * stride.0 + ky * dilation.0).checked_sub(padding.0).filter(|row| *row < height);
+        let skip = self.group * conv.inputs_of_group();
+        for (index, part) in conv.inputs.iter().enumerate() {
+            let view = &part.view;
+            let pointers = &mut pointers[(run + index) * I::TILE_ROWS + segment.done..][..segment.count];
+            let Some(row) = row else {
+                pointers.fill(Pointer(self.zeros));
+                continue;
+            };
+            let start = view.offset + self.sample * view.sample() + skip;
+            let line = self.arena.at(start + (row >> part.shift) * view.width * view.pixel).cast_const();
+            let first = segment.x * stride.1 + kx * dilation.1;
+            if segment.inside && part.shift == 0 {
+                let mut at = line.wrapping_add((first - padding.1) * view.pixel);
+                for pointer in pointers {
+                    *pointer = Pointer(at);
+                    at = at.wrapping_add(stride.1 * view.pixel);
+                }
+                continue;
+            }
+            for (i, pointer) in pointers.iter_mut().enumerate() {
+                let column = (first + i * stride.1).checked_sub(padding.1).filter(|column| *column < width);
+                *pointer = Pointer(column.map_or(self.zeros, |column| {
+                    line.wrapping_add((column >> part.shift) * view.pixel)
+                }));
+            }
+        }
+    }
+}
+
+/// Neighbouring pixels of a tile in one row of the output.
+struct Segment {
+    y: usize,
+    x: usize,
+    /// Pixels of the tile before it.
+    done: usize,
+    count: usize,
+    /// Whether all columns that their windows reach are in the map.
+    inside: bool,
 }
 
 /// Runs of taps: for each of `rows`, one after the other, runs as long as `lengths` say; pointers of a run lie `stride` apart
@@ -418,16 +516,19 @@ unsafe fn tile_of<I: Isa>(
         ($m:literal, $n:literal) => {{
             // SAFETY: the caller proves all of it.
             unsafe {
-                let start: [I::F32; $n] = std::array::from_fn(|j| isa.load_at(bias.add(j * I::LANES)));
-                let sums = sums::<I, $m, $n>(isa, taps, weights, [start; $m]);
+                let mut start = [isa.splat(0.0); $n];
+                for j in 0..$n {
+                    start[j] = isa.load_at(bias.add(j * I::LANES));
+                }
+                let mut sums = sums::<I, $m, $n>(isa, taps, weights, [start; $m]);
+                place.act.apply_all(isa, &mut sums);
                 for i in 0..$m {
                     let out = place.out.wrapping_add(i * place.pixel);
                     let residual = place.residual.wrapping_add(i * place.residual_pixel);
                     for j in 0..$n {
                         let residual =
                             if place.residual.is_null() { place.residual } else { residual.wrapping_add(j * I::LANES) };
-                        let channels = place.channels - j * I::LANES;
-                        finish(isa, place.act, sums[i][j], residual, out.wrapping_add(j * I::LANES), channels);
+                        put(isa, sums[i][j], residual, out.wrapping_add(j * I::LANES), place.channels - j * I::LANES);
                     }
                 }
             }
@@ -453,9 +554,15 @@ unsafe fn sums<I: Isa, const M: usize, const N: usize>(
         for length in taps.lengths {
             // SAFETY: the table has a pointer for each pixel of each run, and the weights a row for each tap.
             unsafe {
-                let pixels: [*const f32; M] = std::array::from_fn(|i| *pointers.add(i));
+                let mut pixels = [std::ptr::null::<f32>(); M];
+                for i in 0..M {
+                    pixels[i] = *pointers.add(i);
+                }
                 for k in 0..*length {
-                    let row: [I::F32; N] = std::array::from_fn(|j| isa.load_at(weights.add(j * I::LANES)));
+                    let mut row = [sums[0][0]; N];
+                    for j in 0..N {
+                        row[j] = isa.load_at(weights.add(j * I::LANES));
+                    }
                     for i in 0..M {
                         let value = isa.splat(*pixels[i].add(k));
                         for j in 0..N {

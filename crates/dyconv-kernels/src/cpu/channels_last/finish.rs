@@ -41,28 +41,64 @@ impl Act {
     /// Applies it to a vector.
     #[inline(always)]
     pub(super) fn apply<I: Isa>(self, isa: I, v: I::F32) -> I::F32 {
+        let mut v = [[v]];
+        self.apply_all(isa, &mut v);
+        v[0][0]
+    }
+
+    /// Applies it to all vectors of a tile.
+    #[inline(always)]
+    pub(super) fn apply_all<I: Isa, const M: usize, const N: usize>(self, isa: I, tile: &mut [[I::F32; N]; M]) {
+        // The choice is made once, not for each vector.
+        macro_rules! each {
+            ($f:expr) => {
+                for row in tile.iter_mut() {
+                    for v in row.iter_mut() {
+                        *v = $f(isa, *v);
+                    }
+                }
+            };
+        }
         match self {
-            Self::Identity => v,
-            Self::Silu => {
-                // Below, the result is nothing; infinity must not become NaN.
-                let v = isa.at_least(v, isa.splat(-87.0));
-                isa.div(v, isa.add(isa.splat(1.0), exp_of_negative(isa, v)))
-            }
+            Self::Identity => {}
+            Self::Silu => each!(silu),
             Self::Leaky(slope) => {
-                let zero = isa.splat(0.0);
-                isa.fma(isa.at_most(v, zero), isa.splat(slope), isa.at_least(v, zero))
+                let (zero, slope) = (isa.splat(0.0), isa.splat(slope));
+                for row in tile.iter_mut() {
+                    for v in row.iter_mut() {
+                        *v = isa.fma(isa.at_most(*v, zero), slope, isa.at_least(*v, zero));
+                    }
+                }
             }
-            Self::Relu6 => isa.at_most(isa.at_least(v, isa.splat(0.0)), isa.splat(6.0)),
-            Self::Sigmoid => {
-                let v = isa.at_least(v, isa.splat(-87.0));
-                isa.div(isa.splat(1.0), isa.add(isa.splat(1.0), exp_of_negative(isa, v)))
-            }
-            Self::Hardswish => {
-                let gate = isa.at_least(isa.add(v, isa.splat(3.0)), isa.splat(0.0));
-                isa.mul(isa.mul(v, isa.at_most(gate, isa.splat(6.0))), isa.splat(1.0 / 6.0))
-            }
+            Self::Relu6 => each!(relu6),
+            Self::Sigmoid => each!(sigmoid),
+            Self::Hardswish => each!(hardswish),
         }
     }
+}
+
+#[inline(always)]
+fn silu<I: Isa>(isa: I, v: I::F32) -> I::F32 {
+    // Below, the result is nothing; infinity must not become NaN.
+    let v = isa.at_least(v, isa.splat(-87.0));
+    isa.div(v, isa.add(isa.splat(1.0), exp_of_negative(isa, v)))
+}
+
+#[inline(always)]
+fn sigmoid<I: Isa>(isa: I, v: I::F32) -> I::F32 {
+    let v = isa.at_least(v, isa.splat(-87.0));
+    isa.div(isa.splat(1.0), isa.add(isa.splat(1.0), exp_of_negative(isa, v)))
+}
+
+#[inline(always)]
+fn relu6<I: Isa>(isa: I, v: I::F32) -> I::F32 {
+    isa.at_most(isa.at_least(v, isa.splat(0.0)), isa.splat(6.0))
+}
+
+#[inline(always)]
+fn hardswish<I: Isa>(isa: I, v: I::F32) -> I::F32 {
+    let gate = isa.at_least(isa.add(v, isa.splat(3.0)), isa.splat(0.0));
+    isa.mul(isa.mul(v, isa.at_most(gate, isa.splat(6.0))), isa.splat(1.0 / 6.0))
 }
 
 /// The widest vector there is.
@@ -104,13 +140,12 @@ pub(super) unsafe fn store_part<I: Isa>(isa: I, y: *mut f32, v: I::F32, count: u
     }
 }
 
-/// Activation, then the residual from `add` unless null, then the first `count` values to `y`.
+/// Adds the residual from `add` unless null, and writes the first `count` values to `y`.
 ///
 /// # Safety
 /// `count` values must be writable at `y` and, unless it is null, readable at `add`; both may be the same.
 #[inline(always)]
-pub(super) unsafe fn finish<I: Isa>(isa: I, act: Act, v: I::F32, add: *const f32, y: *mut f32, count: usize) {
-    let mut v = act.apply(isa, v);
+pub(super) unsafe fn put<I: Isa>(isa: I, mut v: I::F32, add: *const f32, y: *mut f32, count: usize) {
     // SAFETY: the caller proves both places.
     unsafe {
         if !add.is_null() {

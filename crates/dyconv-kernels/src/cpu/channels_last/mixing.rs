@@ -212,11 +212,10 @@ impl Mix {
         let mut sums = [[isa.splat(0.0); V]; N];
         for (expert, from) in self.experts.values().chunks_exact(self.len).enumerate() {
             let from = &from[at..][..V * I::LANES];
-            let weights: [I::F32; N] = std::array::from_fn(|n| isa.splat(weights[n * experts + expert]));
             for j in 0..V {
                 let value = isa.load(&from[j * I::LANES..]);
                 for n in 0..N {
-                    sums[n][j] = isa.fma(weights[n], value, sums[n][j]);
+                    sums[n][j] = isa.fma(isa.splat(weights[n * experts + expert]), value, sums[n][j]);
                 }
             }
         }

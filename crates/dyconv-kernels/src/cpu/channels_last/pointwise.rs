@@ -1,7 +1,7 @@
 //! What happens to each value on its own, and copies: batch normalisation, activations, sums, joined and enlarged maps.
 
 use super::super::isa::Isa;
-use super::finish::{Act, finish, load_part};
+use super::finish::{Act, load_part, put};
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
 
@@ -59,7 +59,7 @@ impl Pointwise {
                             v = isa.fma(v, scale, isa.load_at(shift.as_ptr().add(first + channel)));
                         }
                         let residual = if residual.is_null() { residual } else { residual.add(channel) };
-                        finish(isa, self.act, v, residual, out.add(channel), count);
+                        put(isa, self.act.apply(isa, v), residual, out.add(channel), count);
                     }
                 }
             }

@@ -5,9 +5,9 @@ use std::time::Instant;
 use super::super::isa::{Isa, IsaName};
 use super::super::{Job, with};
 use super::build::Twin;
-use super::convert::{Decode, Import, Outside, export};
+use super::convert::{Import, Outside, export};
 use super::depthwise::Depthwise;
-use super::direct::{Direct, Table, Weights};
+use super::direct::{Direct, HeadConv, Table, Weights};
 use super::memory::{Arena, Lines, Part, View};
 use super::mixing::{Average, Mix};
 use super::pointwise::Pointwise;
@@ -44,7 +44,7 @@ pub(super) enum Action {
     Mix(Mix),
     Pointwise(Pointwise),
     Pools(Pools),
-    Decode { output: usize, decode: Decode },
+    Head { output: usize, head: HeadConv, kernel: Kernel },
     Export { output: usize, view: View },
     Twin { inputs: Vec<Vec<Part>>, output: View, run: Twin },
 }
@@ -265,7 +265,7 @@ impl Job for Reserve<'_> {
     type Output = ();
     fn run<I: Isa>(self, _: I) {
         for action in &self.program.actions {
-            if let Action::Direct(conv, _) = action {
+            if let Action::Direct(conv, _) | Action::Head { head: HeadConv { conv, .. }, .. } = action {
                 conv.reserve::<I>(self.table);
             }
         }
@@ -308,8 +308,12 @@ impl Run<'_> {
             Action::Mix(mix) => mix.run(isa, arena, batch, own.scratch.values_mut(), member),
             Action::Pointwise(pointwise) => pointwise.run(isa, arena, batch, member),
             Action::Pools(pools) => pools.run(isa, arena, batch, member),
-            Action::Decode { output, decode } => {
-                decode.run(isa, arena, batch, self.options.threshold, &self.outputs[*output], member);
+            Action::Head { output, head, kernel } => {
+                let boxes = (self.options.threshold, &self.outputs[*output]);
+                let Own { table, scratch } = own;
+                let zeros = self.program.zeros.as_ptr();
+                let own = (member, table, scratch.as_mut_ptr());
+                head.run(isa, arena, batch, kernel.weights(), zeros, boxes, own);
             }
             Action::Export { output, view } => export(view, arena, batch, &self.outputs[*output], member),
             Action::Twin { inputs, output, run } => {

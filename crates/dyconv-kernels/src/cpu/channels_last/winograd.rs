@@ -9,7 +9,7 @@
 
 use super::super::isa::Isa;
 use super::direct::{Packing, PANEL_VECTORS, Weights, by_size};
-use super::finish::{Act, finish, load_part};
+use super::finish::{Act, load_part, put};
 use super::memory::{Arena, View};
 use super::team::Member;
 
@@ -73,12 +73,13 @@ pub(super) fn transform_kernels(packing: &Packing, kernels: &[f32], packed: &mut
 /// Vector `(y, x)` of the nine must be readable at `from[3 * y + x]`, and 36 vectors writable at `to`, `step` values apart.
 #[inline(always)]
 pub(super) unsafe fn transform_packed<I: Isa>(isa: I, nine: &[I::F32; 9], to: *mut f32, step: usize) {
-    let columns: [[I::F32; IN]; 3] = std::array::from_fn(
-        #[inline(always)]
-        |x| kernel_forward(isa, [nine[x], nine[3 + x], nine[6 + x]]),
-    );
+    let column = [
+        kernel_forward(isa, [nine[0], nine[3], nine[6]]),
+        kernel_forward(isa, [nine[1], nine[4], nine[7]]),
+        kernel_forward(isa, [nine[2], nine[5], nine[8]]),
+    ];
     for y in 0..IN {
-        let row = kernel_forward(isa, [columns[0][y], columns[1][y], columns[2][y]]);
+        let row = kernel_forward(isa, [column[0][y], column[1][y], column[2][y]]);
         for x in 0..IN {
             // SAFETY: the caller proves the room.
             unsafe { isa.store_at(to.add((y * IN + x) * step), row[x]) };
@@ -264,7 +265,7 @@ impl Job<'_> {
                 }
                 let mut columns = [[isa.splat(0.0); IN]; IN];
                 for x in 0..IN {
-                    let column = forward(isa, std::array::from_fn(#[inline(always)] |y| d[y][x]));
+                    let column = forward(isa, [d[0][x], d[1][x], d[2][x], d[3][x], d[4][x], d[5][x]]);
                     for y in 0..IN {
                         columns[y][x] = column[y];
                     }
@@ -320,14 +321,12 @@ impl Job<'_> {
                 let from = products.wrapping_add(tile * self.layout.row_out + channel);
                 let mut rows = [[isa.splat(0.0); IN]; OUT];
                 for x in 0..IN {
-                    let column = backward(
-                        isa,
-                        std::array::from_fn(
-                            #[inline(always)]
-                            // SAFETY: the scratch has a row of whole vectors for each tile and point.
-                            |y| unsafe { isa.load_at(from.add((y * IN + x) * self.layout.point_out)) },
-                        ),
-                    );
+                    let mut column = [isa.splat(0.0); IN];
+                    for y in 0..IN {
+                        // SAFETY: the scratch has a row of whole vectors for each tile and point.
+                        column[y] = unsafe { isa.load_at(from.add((y * IN + x) * self.layout.point_out)) };
+                    }
+                    let column = backward(isa, column);
                     for y in 0..OUT {
                         rows[y][x] = column[y];
                     }
@@ -335,8 +334,15 @@ impl Job<'_> {
                 // SAFETY: the bias has room for whole vectors.
                 let bias = unsafe { isa.load_at(self.bias.add(channel)) };
                 let channels = conv.packing.out - channel;
+                let mut values = [[bias; OUT]; OUT];
+                for y in 0..OUT {
+                    let row = backward(isa, rows[y]);
+                    for x in 0..OUT {
+                        values[y][x] = isa.add(row[x], bias);
+                    }
+                }
+                conv.act.apply_all(isa, &mut values);
                 for y in 0..height {
-                    let values = backward(isa, rows[y]);
                     for x in 0..width {
                         let pixel = (row + y) * view.width + column + x;
                         let residual = residual.map_or(std::ptr::null(), |(start, view)| {
@@ -344,7 +350,7 @@ impl Job<'_> {
                         });
                         let out = out.wrapping_add(pixel * view.pixel + channel);
                         // SAFETY: the output and the residual have a place for each pixel of the map.
-                        unsafe { finish(isa, conv.act, isa.add(values[x], bias), residual, out, channels) };
+                        unsafe { put(isa, values[y][x], residual, out, channels) };
                     }
                 }
             }
@@ -417,12 +423,18 @@ unsafe fn product<I: Isa>(
             // SAFETY: the caller proves all of it.
             unsafe {
                 let mut sums = [[isa.splat(0.0); $n]; $m];
-                let rows: [*const f32; $m] = std::array::from_fn(|i| rows.wrapping_add(i * row_in));
+                let mut starts = [rows; $m];
+                for i in 0..$m {
+                    starts[i] = rows.wrapping_add(i * row_in);
+                }
                 let mut weights = weights;
                 for k in 0..depth {
-                    let row: [I::F32; $n] = std::array::from_fn(|j| isa.load_at(weights.add(j * I::LANES)));
+                    let mut row = [sums[0][0]; $n];
+                    for j in 0..$n {
+                        row[j] = isa.load_at(weights.add(j * I::LANES));
+                    }
                     for i in 0..$m {
-                        let value = isa.splat(*rows[i].add(k));
+                        let value = isa.splat(*starts[i].add(k));
                         for j in 0..$n {
                             sums[i][j] = isa.fma(value, row[j], sums[i][j]);
                         }
