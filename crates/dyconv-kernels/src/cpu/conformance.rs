@@ -115,6 +115,8 @@ enum Form {
     Any,
     Pointwise,
     Depthwise,
+    /// As many channels and pixels as Winograd's algorithm is taken for.
+    Winograd,
 }
 
 /// Where the kernels come from.
@@ -150,6 +152,8 @@ fn sources_of_kernels() -> impl Strategy<Value = (Source, Parts)> {
 /// A shape, the kernels' source, an epilogue and a seed.
 fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, (Source, Parts), u32)> {
     let (inputs, outputs, pixels) = match form {
+        Form::Winograd if SMALL => (32..33, 32..33, 12..13),
+        Form::Winograd => (32..41, 32..41, 12..34),
         _ if !SMALL => (1..41usize, 1..41usize, 1..34usize),
         // Fills a register tile of AVX-512, which takes 14 channels of 32 pixels.
         Form::Pointwise => (1..3, 1..30, 5..8),
@@ -163,6 +167,10 @@ fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, (Source, Parts)
             let one = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
             let (inputs, outputs, config) = match form {
                 Form::Pointwise => (inputs, outputs, one),
+                Form::Winograd => {
+                    let padding = (1 + padding.0 % 2, 1 + padding.1 % 2);
+                    (inputs, outputs, ConvConfig { kernel: (3, 3), padding, ..one })
+                }
                 Form::Depthwise => (inputs, inputs, ConvConfig { kernel, stride, padding, dilation, groups: inputs }),
                 Form::Any => {
                     let groups = groups.min(inputs).min(outputs);
@@ -504,6 +512,8 @@ fn every_kernel_on_every_instruction_set() {
     suite.check("conv2d", SUM, convolutions(Form::Any), convolution);
     suite.check("conv2d, pointwise", SUM, convolutions(Form::Pointwise), convolution);
     suite.check("conv2d, depthwise", SUM, convolutions(Form::Depthwise), convolution);
+    // Winograd's transforms multiply values by up to 8 and subtract them from each other again: a digit is lost.
+    suite.check("conv2d, winograd", 20.0 * SUM, convolutions(Form::Winograd), convolution);
     suite.check("mix_experts", SUM, mixtures(), mixture);
     suite.check("route", SUM, routers(), routing);
     suite.check("sigmoid", SUM, lengths(), |input| function(Unary::Sigmoid, sigmoid, input));

@@ -32,6 +32,7 @@ use std::thread::LocalKey;
 
 use crate::ConvConfig;
 
+use channels_last::planar;
 pub use isa::IsaName;
 pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
 pub use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
@@ -119,6 +120,8 @@ pub struct Epilogue<'a> {
 pub struct PackedKernels {
     isa: IsaName,
     kernel_len: usize,
+    /// Transformed for Winograd's algorithm.
+    winograd: bool,
     values: Vec<f32>,
 }
 
@@ -136,7 +139,7 @@ impl PackedKernels {
         let Some(values) = with(isa, Pack { kernels, shape }) else {
             unreachable!("{isa:?} was not found on this CPU")
         };
-        Self { isa, kernel_len: kernels.len(), values }
+        Self { isa, kernel_len: kernels.len(), winograd: planar::suits(shape), values }
     }
 
     pub(crate) fn values(&self) -> &[f32] {
@@ -154,6 +157,9 @@ impl Job for Pack<'_> {
     fn run<I: isa::Isa>(self, isa: I) -> Vec<f32> {
         if self.shape.depthwise() {
             return self.kernels.to_vec();
+        }
+        if planar::suits(self.shape) {
+            return planar::pack(isa, self.kernels, self.shape);
         }
         let mut packed = vec![0.0; conv::packed_len::<I>(self.shape)];
         conv::mix_all(isa, self.shape, &[1.0], self.kernels, &mut packed);
@@ -385,7 +391,14 @@ struct Conv<'a> {
 impl Job for Conv<'_> {
     type Output = ();
     fn run<I: isa::Isa>(self, isa: I) {
-        if self.shape.depthwise() {
+        // Packed kernels say themselves what they were packed for.
+        let winograd = match self.kernels {
+            Kernels::Packed(packed) => packed.winograd,
+            _ => planar::suits(self.shape),
+        };
+        if winograd {
+            planar::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);
+        } else if self.shape.depthwise() {
             depthwise::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);
         } else {
             conv::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);

@@ -21,6 +21,13 @@ impl Lines {
         Self { lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)], len }
     }
 
+    /// Makes room for `len` values, zeros where there are new ones.
+    pub(super) fn grow(&mut self, len: usize) {
+        if len > self.len {
+            *self = Self::zeros(len);
+        }
+    }
+
     pub(super) fn len(&self) -> usize {
         self.len
     }

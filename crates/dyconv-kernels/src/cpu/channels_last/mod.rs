@@ -11,6 +11,7 @@ mod finish;
 mod memory;
 mod mixing;
 mod peak;
+pub(super) mod planar;
 mod pointwise;
 mod pool;
 mod program;

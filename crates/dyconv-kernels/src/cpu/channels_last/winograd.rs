@@ -134,6 +134,14 @@ impl Winograd {
         POINTS * (layout.point_in + layout.point_out)
     }
 
+    /// How it is divided into jobs.
+    pub(super) fn jobs<I: Isa>(&self) -> Jobs<'_> {
+        let (rows, columns) = self.tiles();
+        let tiles = rows * columns;
+        let lanes = I::LANES;
+        Jobs { conv: self, layout: self.layout::<I>(), tiles, chunks: tiles.div_ceil(self.chunk), lanes }
+    }
+
     /// Runs it for `batch` samples on the team; `scratch` is the thread's own or, for chunks of all threads, theirs.
     pub(super) fn run<I: Isa>(
         &self,
@@ -144,74 +152,154 @@ impl Winograd {
         scratch: *mut f32,
         member: &Member<'_>,
     ) {
-        let (rows, columns) = self.tiles();
-        let tiles = rows * columns;
-        let chunks = tiles.div_ceil(self.chunk);
+        let jobs = self.jobs::<I>();
         let job = |index: usize| {
-            let (sample, first) = (index / chunks, index % chunks * self.chunk);
-            Job {
-                conv: self,
-                layout: self.layout::<I>(),
-                arena,
-                sample,
-                first,
-                count: self.chunk.min(tiles - first),
-                weights: weights.of(arena, sample),
-                bias: bias.of(arena, sample),
-                scratch,
-            }
+            let (sample, chunk) = (index / jobs.chunks, index % jobs.chunks);
+            let job = jobs.chunk(arena, chunk, weights.of(arena, sample), bias.of(arena, sample), scratch);
+            Chunk { sample, ..job }
         };
-        let (inputs, out) = (self.packing.taps.div_ceil(I::LANES), self.packing.out.div_ceil(I::LANES));
-        let panels = self.packing.panels();
         if !self.together {
-            member.share(batch * chunks, |index| {
+            member.share(batch * jobs.chunks, |index| {
                 let job = job(index);
                 isa.run(
                     #[inline(always)]
-                    || {
-                        job.transform_input(isa, (0, job.count), (0, inputs));
-                        (0..POINTS).for_each(|point| job.multiply(isa, point, (0, panels)));
-                        job.transform_output(isa, (0, job.count), (0, out));
-                    },
+                    || job.all(isa),
                 );
             });
             return;
         }
-        for index in 0..batch * chunks {
+        for index in 0..batch * jobs.chunks {
             let job = job(index);
-            // Some tiles and some channels a task.
-            let parts = |vectors: usize| (job.count.div_ceil(4), vectors.div_ceil(8));
-            let (of_tiles, of_channels) = parts(inputs);
-            member.share(of_tiles * of_channels, |task| {
-                let (tile, channel) = (task / of_channels * 4, task % of_channels * 8);
-                isa.run(
-                    #[inline(always)]
-                    || job.transform_input(isa, (tile, (tile + 4).min(job.count)), (channel, (channel + 8).min(inputs))),
-                );
-            });
-            let share = panels.div_ceil(2).min(8);
-            let shares = panels.div_ceil(share);
-            member.share(POINTS * shares, |task| {
+            for phase in PHASES {
+                member.share(jobs.tasks(phase, index % jobs.chunks), |task| {
+                    isa.run(
+                        #[inline(always)]
+                        || job.task(isa, phase, task),
+                    );
+                });
+            }
+        }
+    }
+}
+
+/// What is done with a chunk, one after the other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Phase {
+    Inputs,
+    Products,
+    Outputs,
+}
+
+/// All phases in order.
+pub(super) const PHASES: [Phase; 3] = [Phase::Inputs, Phase::Products, Phase::Outputs];
+
+/// Tiles and vectors of channels of a task of a transform.
+const TASK_TILES: usize = 4;
+const TASK_VECTORS: usize = 8;
+
+/// A convolution divided into chunks of tiles, and those into tasks.
+#[derive(Clone, Copy)]
+pub(super) struct Jobs<'a> {
+    conv: &'a Winograd,
+    layout: Layout,
+    tiles: usize,
+    /// Chunks of a sample.
+    pub(super) chunks: usize,
+    lanes: usize,
+}
+
+impl<'a> Jobs<'a> {
+    fn count(&self, chunk: usize) -> usize {
+        self.conv.chunk.min(self.tiles - chunk * self.conv.chunk)
+    }
+
+    /// Panels of a task of the products.
+    fn share(&self) -> usize {
+        self.conv.packing.panels().div_ceil(2).min(8)
+    }
+
+    /// Tasks of a phase, if all threads share a chunk.
+    pub(super) fn tasks(&self, phase: Phase, chunk: usize) -> usize {
+        let packing = &self.conv.packing;
+        let transform = |channels: usize| {
+            self.count(chunk).div_ceil(TASK_TILES) * channels.div_ceil(self.lanes).div_ceil(TASK_VECTORS)
+        };
+        match phase {
+            Phase::Inputs => transform(packing.taps),
+            Phase::Products => POINTS * packing.panels().div_ceil(self.share()),
+            Phase::Outputs => transform(packing.out),
+        }
+    }
+
+    /// A chunk of the first sample.
+    pub(super) fn chunk(
+        &self,
+        arena: &'a Arena,
+        chunk: usize,
+        weights: *const f32,
+        bias: *const f32,
+        scratch: *mut f32,
+    ) -> Chunk<'a> {
+        let first = chunk * self.conv.chunk;
+        Chunk {
+            jobs: *self,
+            conv: self.conv,
+            layout: self.layout,
+            arena,
+            sample: 0,
+            first,
+            count: self.count(chunk),
+            weights,
+            bias,
+            scale: std::ptr::null(),
+            scratch,
+        }
+    }
+}
+
+impl Chunk<'_> {
+    /// All phases.
+    #[inline(always)]
+    pub(super) fn all<I: Isa>(&self, isa: I) {
+        let packing = &self.conv.packing;
+        self.transform_input(isa, (0, self.count), (0, packing.taps.div_ceil(I::LANES)));
+        (0..POINTS).for_each(|point| self.multiply(isa, point, (0, packing.panels())));
+        self.transform_output(isa, (0, self.count), (0, packing.out.div_ceil(I::LANES)));
+    }
+
+    /// One task of a phase.
+    #[inline(always)]
+    pub(super) fn task<I: Isa>(&self, isa: I, phase: Phase, task: usize) {
+        let packing = &self.conv.packing;
+        // Some tiles and some channels.
+        let part = |channels: usize| {
+            let vectors = channels.div_ceil(I::LANES);
+            let of_vectors = vectors.div_ceil(TASK_VECTORS);
+            let (tile, vector) = (task / of_vectors * TASK_TILES, task % of_vectors * TASK_VECTORS);
+            ((tile, (tile + TASK_TILES).min(self.count)), (vector, (vector + TASK_VECTORS).min(vectors)))
+        };
+        match phase {
+            Phase::Inputs => {
+                let (tiles, vectors) = part(packing.taps);
+                self.transform_input(isa, tiles, vectors);
+            }
+            Phase::Products => {
+                let share = self.jobs.share();
+                let shares = packing.panels().div_ceil(share);
                 let (point, part) = (task / shares, task % shares);
-                isa.run(
-                    #[inline(always)]
-                    || job.multiply(isa, point, (part * share, ((part + 1) * share).min(panels))),
-                );
-            });
-            let (of_tiles, of_channels) = parts(out);
-            member.share(of_tiles * of_channels, |task| {
-                let (tile, channel) = (task / of_channels * 4, task % of_channels * 8);
-                isa.run(
-                    #[inline(always)]
-                    || job.transform_output(isa, (tile, (tile + 4).min(job.count)), (channel, (channel + 8).min(out))),
-                );
-            });
+                self.multiply(isa, point, (part * share, ((part + 1) * share).min(packing.panels())));
+            }
+            Phase::Outputs => {
+                let (tiles, vectors) = part(packing.out);
+                self.transform_output(isa, tiles, vectors);
+            }
         }
     }
 }
 
 /// A chunk of tiles of one sample.
-struct Job<'a> {
+pub(super) struct Chunk<'a> {
+    jobs: Jobs<'a>,
     conv: &'a Winograd,
     layout: Layout,
     arena: &'a Arena,
@@ -220,10 +308,12 @@ struct Job<'a> {
     count: usize,
     weights: *const f32,
     bias: *const f32,
+    /// Factors of the sums, or null.
+    pub(super) scale: *const f32,
     scratch: *mut f32,
 }
 
-impl Job<'_> {
+impl Chunk<'_> {
     /// Tiles and vectors of channels, first and one past the last.
     #[inline(always)]
     fn transform_input<I: Isa>(&self, isa: I, tiles: (usize, usize), vectors: (usize, usize)) {
@@ -334,11 +424,17 @@ impl Job<'_> {
                 // SAFETY: the bias has room for whole vectors.
                 let bias = unsafe { isa.load_at(self.bias.add(channel)) };
                 let channels = conv.packing.out - channel;
+                let scale = if self.scale.is_null() {
+                    isa.splat(1.0)
+                } else {
+                    // SAFETY: as the bias.
+                    unsafe { isa.load_at(self.scale.add(channel)) }
+                };
                 let mut values = [[bias; OUT]; OUT];
                 for y in 0..OUT {
                     let row = backward(isa, rows[y]);
                     for x in 0..OUT {
-                        values[y][x] = isa.add(row[x], bias);
+                        values[y][x] = isa.fma(row[x], scale, bias);
                     }
                 }
                 conv.act.apply_all(isa, &mut values);

@@ -1,0 +1,298 @@
+//! Winograd's algorithm on maps `[batch, channels, height, width]`, for callers without a program: maps are turned to channels
+//! last and back, and experts are mixed and transformed in one go. Runs on the pool of the caller.
+
+use std::cell::RefCell;
+use std::mem::MaybeUninit;
+
+use rayon::prelude::*;
+
+use super::super::isa::Isa;
+use super::super::{ConvShape, Epilogue, Kernels};
+use super::direct::{PANEL_VECTORS, Packing};
+use super::finish::Act;
+use super::memory::{Arena, LINE, Lines, View};
+use super::winograd::{self, POINTS, Winograd};
+
+/// Channels from which the turned maps and the transforms cost less than they save.
+const CHANNELS: usize = 32;
+/// Pixels along a side from which tiles that reach over the edge cost less than they save.
+const SIDE: usize = 12;
+/// Input channels whose kernels are mixed at a time.
+const MIXED: usize = 8;
+/// The most lanes of a vector.
+const LANES: usize = 16;
+/// Pixels that are turned at a time.
+const STRIP: usize = 64;
+
+/// What the calling thread keeps from call to call.
+#[derive(Default)]
+struct Kept {
+    /// Input, output and, if threads share one, the scratch of a chunk.
+    maps: Lines,
+    kernels: Lines,
+    bias: Lines,
+}
+
+thread_local! {
+    static KEPT: RefCell<Kept> = RefCell::default();
+    /// Scratch of a chunk that a thread works on alone.
+    static OWN: RefCell<Lines> = RefCell::default();
+}
+
+/// Whether a convolution is one that this is faster for.
+pub(in super::super) fn suits(shape: &ConvShape) -> bool {
+    let config = &shape.config;
+    let plain = (config.kernel, config.stride, config.dilation, config.groups) == ((3, 3), (1, 1), (1, 1), 1);
+    plain
+        && shape.in_channels.min(shape.out_channels) >= CHANNELS
+        && shape.output.0.min(shape.output.1) >= SIDE
+        && config.padding.0.max(config.padding.1) <= 2
+}
+
+fn packing<I: Isa>(shape: &ConvShape) -> Packing {
+    Packing::new::<I>(shape.out_channels, shape.in_channels)
+}
+
+/// Kernels that are the same for all samples, ready for [`conv2d`].
+pub(in super::super) fn pack<I: Isa>(isa: I, kernels: &[f32], shape: &ConvShape) -> Vec<f32> {
+    let mut packed = vec![0.0; POINTS * packing::<I>(shape).len()];
+    mix(isa, shape, &[1.0], kernels, packed.as_mut_ptr());
+    packed
+}
+
+/// Convolution; writes every value of `y`.
+pub(in super::super) fn conv2d<I: Isa>(
+    isa: I,
+    x: &[f32],
+    kernels: &Kernels<'_>,
+    epilogue: &Epilogue<'_>,
+    y: &mut [MaybeUninit<f32>],
+    shape: &ConvShape,
+) {
+    let Kept { mut maps, kernels: mut own_kernels, mut bias } = KEPT.take();
+    let (height, width) = shape.input;
+    let input = View::dense(0, height, width, shape.in_channels);
+    let output = View::dense(input.end(1).next_multiple_of(LINE), shape.output.0, shape.output.1, shape.out_channels);
+    let common = output.end(1).next_multiple_of(LINE);
+    let mut conv = Winograd {
+        input,
+        output,
+        padding: shape.config.padding,
+        residual: None,
+        act: if epilogue.silu { Act::Silu } else { Act::Identity },
+        packing: packing::<I>(shape),
+        chunk: 0,
+        together: false,
+    };
+    conv.choose_chunk::<I>(rayon::current_num_threads());
+    maps.grow(common + if conv.together { conv.scratch::<I>() } else { 0 });
+    // Biases, and behind them factors.
+    let padded = (shape.out_channels + 2 * LINE).next_multiple_of(LINE);
+    bias.grow(2 * padded);
+    bias.values_mut()[padded..][..epilogue.scale.len()].copy_from_slice(epilogue.scale);
+    let len = POINTS * conv.packing.len();
+    let experts = match *kernels {
+        Kernels::Packed(_) => None,
+        Kernels::Shared(kernels) => Some((kernels, 0)),
+        Kernels::PerSample(kernels) => Some((kernels, shape.kernel_len())),
+        Kernels::Mixed { experts, .. } => Some((experts, 0)),
+    };
+    if experts.is_some() {
+        own_kernels.grow(len + LINE);
+    }
+    let planes = (shape.in_channels * height * width, shape.out_channels * shape.output.0 * shape.output.1);
+    let samples = x.chunks_exact(planes.0).zip(y.chunks_exact_mut(planes.1)).enumerate();
+    for (sample, (x, y)) in samples {
+        let arena = Arena::new(&mut maps);
+        turn_in(&arena, &input, x);
+        bias_of(bias.values_mut(), epilogue, sample, shape.out_channels);
+        let to = own_kernels.as_mut_ptr();
+        match *kernels {
+            Kernels::Shared(kernels) if sample == 0 => mix(isa, shape, &[1.0], kernels, to),
+            Kernels::PerSample(kernels) => {
+                let kernels = &kernels[sample * shape.kernel_len()..][..shape.kernel_len()];
+                mix(isa, shape, &[1.0], kernels, to);
+            }
+            Kernels::Mixed { weights, experts } => {
+                let count = experts.len() / shape.kernel_len();
+                mix(isa, shape, &weights[sample * count..][..count], experts, to);
+            }
+            _ => {}
+        }
+        let packed = match kernels {
+            Kernels::Packed(packed) => packed.values().as_ptr(),
+            _ => own_kernels.as_ptr(),
+        };
+        let scale = if epilogue.scale.is_empty() { std::ptr::null() } else { bias.as_ptr().wrapping_add(padded) };
+        multiply(isa, &conv, (&arena, common), packed, (bias.as_ptr(), scale));
+        turn_out(&arena, &output, y);
+    }
+    KEPT.set(Kept { maps, kernels: own_kernels, bias });
+}
+
+/// What is added to each channel of a sample.
+fn bias_of(bias: &mut [f32], epilogue: &Epilogue<'_>, sample: usize, channels: usize) {
+    let bias = &mut bias[..channels];
+    match epilogue.shift.len() {
+        0 => bias.fill(0.0),
+        one if one == channels => bias.copy_from_slice(epilogue.shift),
+        _ => bias.copy_from_slice(&epilogue.shift[sample * channels..][..channels]),
+    }
+}
+
+/// The three phases, each on all threads, or chunk by chunk; `bias` and `scale` may be of whole vectors, `scale` null.
+fn multiply<I: Isa>(
+    isa: I,
+    conv: &Winograd,
+    (arena, common): (&Arena, usize),
+    packed: *const f32,
+    (bias, scale): (*const f32, *const f32),
+) {
+    let jobs = conv.jobs::<I>();
+    let (weights, bias, scale) = (From(packed), From(bias), From(scale));
+    let chunk = |chunk: usize, scratch: *mut f32| {
+        let mut chunk = jobs.chunk(arena, chunk, weights.get(), bias.get(), scratch);
+        chunk.scale = scale.get();
+        chunk
+    };
+    if !conv.together {
+        (0..jobs.chunks).into_par_iter().for_each(|index| {
+            let mut scratch = OWN.take();
+            scratch.grow(conv.scratch::<I>());
+            let chunk = chunk(index, scratch.as_mut_ptr());
+            isa.run(
+                #[inline(always)]
+                || chunk.all(isa),
+            );
+            OWN.set(scratch);
+        });
+        return;
+    }
+    for index in 0..jobs.chunks {
+        for phase in winograd::PHASES {
+            (0..jobs.tasks(phase, index)).into_par_iter().for_each(|task| {
+                let chunk = chunk(index, arena.at(common));
+                isa.run(
+                    #[inline(always)]
+                    || chunk.task(isa, phase, task),
+                );
+            });
+        }
+    }
+}
+
+/// A pointer that is only read through.
+#[derive(Clone, Copy)]
+struct From(*const f32);
+
+// SAFETY: nothing writes what it points to while it is used.
+unsafe impl Send for From {}
+// SAFETY: as above.
+unsafe impl Sync for From {}
+
+impl From {
+    fn get(self) -> *const f32 {
+        self.0
+    }
+}
+
+/// A pointer to what tasks write, each its own part.
+#[derive(Clone, Copy)]
+struct To(*mut f32);
+
+// SAFETY: tasks write disjoint parts.
+unsafe impl Send for To {}
+// SAFETY: as above.
+unsafe impl Sync for To {}
+
+impl To {
+    fn at(self, offset: usize) -> *mut f32 {
+        self.0.wrapping_add(offset)
+    }
+}
+
+/// Mixes experts `[K, out, in, 3, 3]`, and transforms and packs the mixture.
+fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: *mut f32) {
+    let packing = packing::<I>(shape);
+    let (inputs, out) = (shape.in_channels, shape.out_channels);
+    let to = To(to);
+    let vectors = out.div_ceil(I::LANES);
+    let blocks = inputs.div_ceil(MIXED);
+    (0..vectors * blocks).into_par_iter().with_min_len(4).for_each(|task| {
+        let (vector, block) = (task / blocks, task % blocks);
+        isa.run(
+            #[inline(always)]
+            || {
+                let (first, channels) = (block * MIXED, MIXED.min(inputs - block * MIXED));
+                let rows = vector * I::LANES..((vector + 1) * I::LANES).min(out);
+                let len = 9 * channels;
+                let mut mixed = [[0.0f32; LANES]; 9 * MIXED];
+                let mut line = [0.0f32; 9 * MIXED];
+                for (lane, row) in rows.enumerate() {
+                    let start = (row * inputs + first) * 9;
+                    line.fill(0.0);
+                    for (weight, expert) in weights.iter().zip(experts.chunks_exact(shape.kernel_len())) {
+                        for (sum, value) in line.iter_mut().zip(&expert[start..start + len]) {
+                            *sum += weight * value;
+                        }
+                    }
+                    for (values, value) in mixed.iter_mut().zip(&line) {
+                        values[lane] = *value;
+                    }
+                }
+                let panel = vector / PANEL_VECTORS;
+                let width = packing.vectors(panel) * I::LANES;
+                let place = packing.panel(panel) + vector % PANEL_VECTORS * I::LANES;
+                for channel in 0..channels {
+                    let mut nine = [isa.splat(0.0); 9];
+                    for tap in 0..9 {
+                        nine[tap] = isa.load(&mixed[9 * channel + tap]);
+                    }
+                    let to = to.at(place + (first + channel) * width);
+                    // SAFETY: each point has a packed product of its own, and each task its rows in all of them.
+                    unsafe { winograd::transform_packed(isa, &nine, to, packing.len()) };
+                }
+            },
+        );
+    });
+}
+
+/// Copies a sample's map to channels last.
+fn turn_in(arena: &Arena, view: &View, map: &[f32]) {
+    let pixels = view.height * view.width;
+    let channels = view.channels;
+    (0..pixels.div_ceil(STRIP)).into_par_iter().for_each(|strip| {
+        let first = strip * STRIP;
+        let count = STRIP.min(pixels - first);
+        let to = arena.at(view.offset + first * channels);
+        for block in (0..channels).step_by(8) {
+            for pixel in 0..count {
+                for channel in block..(block + 8).min(channels) {
+                    // SAFETY: the view has a place for each channel of each pixel.
+                    unsafe { *to.add(pixel * channels + channel) = *map.get_unchecked(channel * pixels + first + pixel) };
+                }
+            }
+        }
+    });
+}
+
+/// Copies a sample's result from channels last; writes all of `map`.
+fn turn_out(arena: &Arena, view: &View, map: &mut [MaybeUninit<f32>]) {
+    let pixels = view.height * view.width;
+    let channels = view.channels;
+    assert_eq!(map.len(), pixels * channels);
+    let to = To(map.as_mut_ptr().cast());
+    (0..pixels.div_ceil(STRIP)).into_par_iter().for_each(|strip| {
+        let first = strip * STRIP;
+        let count = STRIP.min(pixels - first);
+        let from = arena.at(view.offset + first * channels);
+        for block in (0..channels).step_by(8) {
+            for channel in block..(block + 8).min(channels) {
+                for pixel in 0..count {
+                    // SAFETY: the view has a value for each channel of each pixel, the map a place; each task has its own.
+                    unsafe { *to.at(channel * pixels + first + pixel) = *from.add(pixel * channels + channel) };
+                }
+            }
+        }
+    });
+}
