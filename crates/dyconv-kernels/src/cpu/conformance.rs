@@ -513,7 +513,7 @@ fn every_kernel_on_every_instruction_set() {
     suite.check("conv2d, pointwise", SUM, convolutions(Form::Pointwise), convolution);
     suite.check("conv2d, depthwise", SUM, convolutions(Form::Depthwise), convolution);
     // Winograd's transforms multiply values by up to 8 and subtract them from each other again: a digit is lost.
-    suite.check("conv2d, winograd", 20.0 * SUM, convolutions(Form::Winograd), convolution);
+    suite.check("conv2d, winograd", 40.0 * SUM, convolutions(Form::Winograd), convolution);
     suite.check("mix_experts", SUM, mixtures(), mixture);
     suite.check("route", SUM, routers(), routing);
     suite.check("sigmoid", SUM, lengths(), |input| function(Unary::Sigmoid, sigmoid, input));

@@ -572,7 +572,7 @@ impl Packer {
             }
             Algorithm::Winograd => {
                 let packing = Packing::new::<I>(channels, inputs);
-                (packing, POINTS * packing.len())
+                (packing, POINTS * winograd::point_len(&packing))
             }
             Algorithm::Depthwise => (Packing::new::<I>(1, window), window * row),
         };

@@ -57,7 +57,12 @@ impl Depthwise {
             let (weights, bias) = (weights.of(arena, sample), bias.of(arena, sample));
             isa.run(
                 #[inline(always)]
-                || (first..(first + rows).min(height)).for_each(|y| self.row_of(isa, arena, sample, y, weights, bias)),
+                || {
+                    // Not a closure a row, which might not be compiled for the instruction set.
+                    for y in first..(first + rows).min(height) {
+                        self.row_of(isa, arena, sample, y, weights, bias);
+                    }
+                },
             );
         });
     }
@@ -66,15 +71,20 @@ impl Depthwise {
     fn row_of<I: Isa>(&self, isa: I, arena: &Arena, sample: usize, y: usize, weights: *const f32, bias: *const f32) {
         let Window { kernel, stride, padding, dilation } = self.window;
         let (input, output) = (&self.input, &self.output);
-        // Taps of the window whose rows the map has.
-        let row = |ky: usize| (y * stride.0 + ky * dilation.0).checked_sub(padding.0).filter(|row| *row < input.height);
-        let rows = (0..kernel.0).filter_map(|ky| row(ky).map(|row| (ky, row)));
-        let start = arena.at(input.offset + sample * input.sample()).cast_const();
-        let out = arena.at(output.offset + sample * output.sample() + y * output.width * output.pixel);
-        let residual = self.residual.map(|view| {
-            let start = arena.at(view.offset + sample * view.sample() + y * view.width * view.pixel);
-            (start.cast_const(), view.pixel)
-        });
+        let top = y * stride.0;
+        let row = Row {
+            start: arena.at(input.offset + sample * input.sample()).cast_const(),
+            out: arena.at(output.offset + sample * output.sample() + y * output.width * output.pixel),
+            residual: self.residual.map_or(std::ptr::null(), |view| {
+                arena.at(view.offset + sample * view.sample() + y * view.width * view.pixel).cast_const()
+            }),
+            residual_pixel: self.residual.map_or(0, |view| view.pixel),
+            weights,
+            bias,
+            top,
+            first: padding.0.saturating_sub(top).div_ceil(dilation.0).min(kernel.0),
+            last: (input.height + padding.0).saturating_sub(top).div_ceil(dilation.0).min(kernel.0),
+        };
         let span = (kernel.1 - 1) * dilation.1;
         // The first output whose window begins inside, and the first whose window ends outside.
         let inside = padding.1.div_ceil(stride.1).min(output.width);
@@ -82,53 +92,104 @@ impl Depthwise {
             Some(last) => last.div_ceil(stride.1).clamp(inside, output.width),
             None => inside,
         };
-        let weight_row = self.row::<I>();
-        let channels = output.channels;
         let mut x = 0;
         while x < output.width {
             let whole = x >= inside && x + PIXELS <= beyond;
+            let channels = output.channels;
+            let vectors = if whole { channels / I::LANES } else { 0 };
+            for vector in 0..vectors {
+                self.pixels(isa, &row, x, vector * I::LANES);
+            }
             let count = if whole { PIXELS } else { 1 };
-            for channel in (0..channels).step_by(I::LANES) {
-                let lanes = channels - channel;
-                // SAFETY: the bias has room for whole vectors.
-                let bias = unsafe { isa.load_at(bias.add(channel)) };
-                let mut sums = [bias; PIXELS];
-                for (ky, row) in rows.clone() {
-                    let line = start.wrapping_add(row * input.width * input.pixel + channel);
-                    for kx in 0..kernel.1 {
-                        // SAFETY: weights have a row of whole vectors for each tap.
-                        let weight = unsafe { isa.load_at(weights.add((ky * kernel.1 + kx) * weight_row + channel)) };
-                        let column = x * stride.1 + kx * dilation.1;
-                        if whole && lanes >= I::LANES {
-                            let first = line.wrapping_add((column - padding.1) * input.pixel);
-                            for (i, sum) in sums.iter_mut().enumerate() {
-                                // SAFETY: the windows of these pixels lie inside the map.
-                                let value = unsafe { isa.load_at(first.add(i * stride.1 * input.pixel)) };
-                                *sum = isa.fma(value, weight, *sum);
-                            }
-                        } else {
-                            for (i, sum) in sums[..count].iter_mut().enumerate() {
-                                let column = (column + i * stride.1).checked_sub(padding.1);
-                                let Some(column) = column.filter(|column| *column < input.width) else { continue };
-                                // SAFETY: the pixel lies in the map and has `lanes` more channels.
-                                let value = unsafe { load_part(isa, line.add(column * input.pixel), lanes) };
-                                *sum = isa.fma(value, weight, *sum);
-                            }
-                        }
-                    }
-                }
-                let mut tile = [sums];
-                self.act.apply_all(isa, &mut tile);
-                for (i, sum) in tile[0][..count].iter().enumerate() {
-                    let residual = residual.map_or(std::ptr::null(), |(start, pixel)| {
-                        start.wrapping_add((x + i) * pixel + channel)
-                    });
-                    let out = out.wrapping_add((x + i) * output.pixel + channel);
-                    // SAFETY: the output and the residual have a place for each pixel.
-                    unsafe { put(isa, *sum, residual, out, lanes) };
+            for channel in (vectors * I::LANES..channels).step_by(I::LANES) {
+                for i in 0..count {
+                    self.pixel(isa, &row, x + i, channel);
                 }
             }
             x += count;
         }
+    }
+
+    /// A vector of channels of neighbouring pixels whose windows lie inside the map.
+    #[inline(always)]
+    fn pixels<I: Isa>(&self, isa: I, row: &Row, x: usize, channel: usize) {
+        let Window { kernel, stride, padding, dilation } = self.window;
+        let (input, output) = (&self.input, &self.output);
+        let step = stride.1 * input.pixel;
+        let weight_row = self.row::<I>();
+        // SAFETY: the bias has room for whole vectors.
+        let mut sums = [[unsafe { isa.load_at(row.bias.add(channel)) }; PIXELS]];
+        for ky in row.first..row.last {
+            let line = (row.top + ky * dilation.0 - padding.0) * input.width;
+            let line = row.start.wrapping_add((line + x * stride.1 - padding.1) * input.pixel + channel);
+            let weights = row.weights.wrapping_add(ky * kernel.1 * weight_row + channel);
+            for kx in 0..kernel.1 {
+                // SAFETY: weights have a row of whole vectors for each tap; the windows of these pixels lie inside the map.
+                unsafe {
+                    let weight = isa.load_at(weights.add(kx * weight_row));
+                    let first = line.add(kx * dilation.1 * input.pixel);
+                    for i in 0..PIXELS {
+                        sums[0][i] = isa.fma(isa.load_at(first.add(i * step)), weight, sums[0][i]);
+                    }
+                }
+            }
+        }
+        self.act.apply_all(isa, &mut sums);
+        for i in 0..PIXELS {
+            row.put(isa, sums[0][i], x + i, channel, I::LANES, output.pixel);
+        }
+    }
+
+    /// A vector of channels, or fewer, of one pixel whose window may reach over the edge.
+    #[inline(always)]
+    fn pixel<I: Isa>(&self, isa: I, row: &Row, x: usize, channel: usize) {
+        let Window { kernel, stride, padding, dilation } = self.window;
+        let (input, output) = (&self.input, &self.output);
+        let lanes = output.channels - channel;
+        // SAFETY: the bias has room for whole vectors.
+        let mut sum = unsafe { isa.load_at(row.bias.add(channel)) };
+        for ky in row.first..row.last {
+            let line = (row.top + ky * dilation.0 - padding.0) * input.width;
+            for kx in 0..kernel.1 {
+                let column = (x * stride.1 + kx * dilation.1).checked_sub(padding.1);
+                let Some(column) = column.filter(|column| *column < input.width) else { continue };
+                let from = row.start.wrapping_add((line + column) * input.pixel + channel);
+                let weight = row.weights.wrapping_add((ky * kernel.1 + kx) * self.row::<I>() + channel);
+                // SAFETY: the pixel lies in the map and has `lanes` more channels; weights have whole vectors.
+                sum = unsafe { isa.fma(load_part(isa, from, lanes), isa.load_at(weight), sum) };
+            }
+        }
+        let sum = self.act.apply(isa, sum);
+        row.put(isa, sum, x, channel, lanes, output.pixel);
+    }
+}
+
+/// A row of outputs of one sample.
+struct Row {
+    /// The sample's map, and where the row's first pixel goes.
+    start: *const f32,
+    out: *mut f32,
+    /// The row of the residual, or null.
+    residual: *const f32,
+    residual_pixel: usize,
+    weights: *const f32,
+    bias: *const f32,
+    /// The row's first input row, and the padding before it.
+    top: usize,
+    /// Rows of the window that the map has, first and one past the last.
+    first: usize,
+    last: usize,
+}
+
+impl Row {
+    #[inline(always)]
+    fn put<I: Isa>(&self, isa: I, v: I::F32, x: usize, channel: usize, lanes: usize, pixel: usize) {
+        let residual = if self.residual.is_null() {
+            self.residual
+        } else {
+            self.residual.wrapping_add(x * self.residual_pixel + channel)
+        };
+        // SAFETY: the output and the residual have a place for each pixel of the row.
+        unsafe { put(isa, v, residual, self.out.wrapping_add(x * pixel + channel), lanes) };
     }
 }

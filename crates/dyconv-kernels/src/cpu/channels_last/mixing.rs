@@ -5,7 +5,7 @@ use super::super::isa::Isa;
 use super::finish::{Act, load_part, store_part};
 use super::memory::{Arena, Lines, Part};
 use super::team::Member;
-use super::winograd::transform_packed;
+use super::winograd::{point_len, transform_packed};
 use crate::Routing;
 
 /// Averages of all channels of a map.
@@ -255,7 +255,7 @@ impl Mix {
                 }
                 let to = to.wrapping_add(packing.panel(panel) + input * width + vector * I::LANES);
                 // SAFETY: each of the points has a packed product of its own, one after the other.
-                unsafe { transform_packed(isa, &mixed, to, packing.len()) };
+                unsafe { transform_packed(isa, &mixed, to, point_len(packing)) };
             }
         }
     }

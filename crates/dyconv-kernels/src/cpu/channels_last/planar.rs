@@ -17,8 +17,9 @@ use super::winograd::{self, POINTS, Winograd};
 const CHANNELS: usize = 32;
 /// Pixels along a side from which tiles that reach over the edge cost less than they save.
 const SIDE: usize = 12;
-/// Input channels whose kernels are mixed at a time.
-const MIXED: usize = 8;
+/// Input channels whose kernels are mixed at a time: experts are read in runs so long that the processor foresees them, and
+/// the mixture stays in a level-1 cache.
+const MIXED: usize = 32;
 /// The most lanes of a vector.
 const LANES: usize = 16;
 /// Pixels that are turned at a time.
@@ -55,7 +56,7 @@ fn packing<I: Isa>(shape: &ConvShape) -> Packing {
 
 /// Kernels that are the same for all samples, ready for [`conv2d`].
 pub(in super::super) fn pack<I: Isa>(isa: I, kernels: &[f32], shape: &ConvShape) -> Vec<f32> {
-    let mut packed = vec![0.0; POINTS * packing::<I>(shape).len()];
+    let mut packed = vec![0.0; POINTS * winograd::point_len(&packing::<I>(shape))];
     mix(isa, shape, &[1.0], kernels, packed.as_mut_ptr());
     packed
 }
@@ -90,7 +91,7 @@ pub(in super::super) fn conv2d<I: Isa>(
     let padded = (shape.out_channels + 2 * LINE).next_multiple_of(LINE);
     bias.grow(2 * padded);
     bias.values_mut()[padded..][..epilogue.scale.len()].copy_from_slice(epilogue.scale);
-    let len = POINTS * conv.packing.len();
+    let len = POINTS * winograd::point_len(&conv.packing);
     let experts = match *kernels {
         Kernels::Packed(_) => None,
         Kernels::Shared(kernels) => Some((kernels, 0)),
@@ -216,41 +217,43 @@ fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: 
     let packing = packing::<I>(shape);
     let (inputs, out) = (shape.in_channels, shape.out_channels);
     let to = To(to);
-    let vectors = out.div_ceil(I::LANES);
     let blocks = inputs.div_ceil(MIXED);
-    (0..vectors * blocks).into_par_iter().with_min_len(4).for_each(|task| {
-        let (vector, block) = (task / blocks, task % blocks);
+    (0..packing.panels() * blocks).into_par_iter().for_each(|task| {
+        let (panel, block) = (task / blocks, task % blocks);
         isa.run(
             #[inline(always)]
             || {
                 let (first, channels) = (block * MIXED, MIXED.min(inputs - block * MIXED));
-                let rows = vector * I::LANES..((vector + 1) * I::LANES).min(out);
+                let panel_rows = PANEL_VECTORS * I::LANES;
+                let rows = panel * panel_rows..((panel + 1) * panel_rows).min(out);
                 let len = 9 * channels;
-                let mut mixed = [[0.0f32; LANES]; 9 * MIXED];
-                let mut line = [0.0f32; 9 * MIXED];
+                // Turned: a row of output channels for each tap.
+                let mut mixed = [0.0f32; PANEL_VECTORS * LANES * 9 * MIXED];
                 for (lane, row) in rows.enumerate() {
                     let start = (row * inputs + first) * 9;
-                    line.fill(0.0);
+                    let mut line = [0.0f32; 9 * MIXED];
                     for (weight, expert) in weights.iter().zip(experts.chunks_exact(shape.kernel_len())) {
-                        for (sum, value) in line.iter_mut().zip(&expert[start..start + len]) {
-                            *sum += weight * value;
+                        let values = &expert[start..start + len];
+                        for tap in 0..len {
+                            line[tap] += weight * values[tap];
                         }
                     }
-                    for (values, value) in mixed.iter_mut().zip(&line) {
-                        values[lane] = *value;
+                    for (tap, value) in line[..len].iter().enumerate() {
+                        mixed[tap * panel_rows + lane] = *value;
                     }
                 }
-                let panel = vector / PANEL_VECTORS;
-                let width = packing.vectors(panel) * I::LANES;
-                let place = packing.panel(panel) + vector % PANEL_VECTORS * I::LANES;
+                let vectors = packing.vectors(panel);
+                let width = vectors * I::LANES;
                 for channel in 0..channels {
-                    let mut nine = [isa.splat(0.0); 9];
-                    for tap in 0..9 {
-                        nine[tap] = isa.load(&mixed[9 * channel + tap]);
+                    for vector in 0..vectors {
+                        let mut nine = [isa.splat(0.0); 9];
+                        for tap in 0..9 {
+                            nine[tap] = isa.load(&mixed[(9 * channel + tap) * panel_rows + vector * I::LANES..]);
+                        }
+                        let to = to.at(packing.panel(panel) + (first + channel) * width + vector * I::LANES);
+                        // SAFETY: each point has packed kernels of its own, and each task its rows in all of them.
+                        unsafe { winograd::transform_packed(isa, &nine, to, winograd::point_len(&packing)) };
                     }
-                    let to = to.at(place + (first + channel) * width);
-                    // SAFETY: each point has a packed product of its own, and each task its rows in all of them.
-                    unsafe { winograd::transform_packed(isa, &nine, to, packing.len()) };
                 }
             },
         );

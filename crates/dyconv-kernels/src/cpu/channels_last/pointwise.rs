@@ -30,7 +30,11 @@ impl Pointwise {
             let (sample, first) = (task / parts, task % parts * rows);
             isa.run(
                 #[inline(always)]
-                || (first..(first + rows).min(output.height)).for_each(|y| self.row(isa, arena, sample, y)),
+                || {
+                    for y in first..(first + rows).min(output.height) {
+                        self.row(isa, arena, sample, y);
+                    }
+                },
             );
         });
     }

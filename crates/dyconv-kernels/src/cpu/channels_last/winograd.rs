@@ -22,6 +22,11 @@ pub(super) const POINTS: usize = IN * IN;
 /// Keeps rows of different points from falling into the same sets of a cache.
 const SKEW: usize = 16;
 
+/// Values of the packed kernels of one point.
+pub(super) fn point_len(packing: &Packing) -> usize {
+    packing.len() + SKEW
+}
+
 /// A 3x3 convolution.
 #[derive(Debug, Clone)]
 pub(super) struct Winograd {
@@ -62,7 +67,7 @@ pub(super) fn transform_kernels(packing: &Packing, kernels: &[f32], packed: &mut
             }
         }
     }
-    for (point, packed) in points.chunks_exact(out * inputs).zip(packed.chunks_exact_mut(packing.len())) {
+    for (point, packed) in points.chunks_exact(out * inputs).zip(packed.chunks_exact_mut(point_len(packing))) {
         packing.pack(point, 1, packed);
     }
 }
@@ -263,7 +268,10 @@ impl Chunk<'_> {
     pub(super) fn all<I: Isa>(&self, isa: I) {
         let packing = &self.conv.packing;
         self.transform_input(isa, (0, self.count), (0, packing.taps.div_ceil(I::LANES)));
-        (0..POINTS).for_each(|point| self.multiply(isa, point, (0, packing.panels())));
+        // Not a closure, which might not be compiled for the instruction set.
+        for point in 0..POINTS {
+            self.multiply(isa, point, (0, packing.panels()));
+        }
         self.transform_output(isa, (0, self.count), (0, packing.out.div_ceil(I::LANES)));
     }
 
@@ -379,7 +387,7 @@ impl Chunk<'_> {
         let packing = &self.conv.packing;
         let inputs = self.scratch.wrapping_add(point * point_in).cast_const();
         let products = self.scratch.wrapping_add(POINTS * point_in + point * point_out);
-        let weights = self.weights.wrapping_add(point * packing.len());
+        let weights = self.weights.wrapping_add(point * point_len(packing));
         // Tiles of equal height waste least.
         let height = self.count.div_ceil(self.count.div_ceil(I::TILE_ROWS));
         for panel in panels.0..panels.1 {
