@@ -3,15 +3,16 @@
 use super::super::isa::Isa;
 use super::super::{IsaName, Job, chosen, with};
 use super::convert::{Decode, Import};
-use super::depthwise::{self, Depthwise};
-use super::direct::{Direct, HeadConv, Packing, Window};
+use super::depthwise::Depthwise;
+use super::direct::{Direct, HeadConv, Window};
 use super::finish::Act;
 use super::memory::{LINE, Lines, Part, View};
 use super::mixing::{Average, Mix, Router};
+use super::packer::Packer;
 use super::pointwise::Pointwise;
 use super::pool::{Pool, Pools};
 use super::program::{Action, Kernel, MAX_OUTPUTS, Program, Step};
-use super::winograd::{self, POINTS, Winograd};
+use super::winograd::Winograd;
 
 /// Something that is no kernel: maps `[batch, channels, height, width]` in, one out; on failure a sentence.
 pub type Twin = Box<dyn Fn(&[&[f32]], &mut [f32]) -> Result<(), String> + Send + Sync>;
@@ -105,7 +106,7 @@ pub struct Head {
 }
 
 impl Convolution<'_> {
-    fn in_channels(&self) -> usize {
+    pub(super) fn in_channels(&self) -> usize {
         self.inputs.iter().map(|part| part.view.channels).sum()
     }
 
@@ -432,7 +433,7 @@ impl Job for AddConvolution<'_, '_> {
                 builder.zeros = builder.zeros.max(conv.in_channels() * window.kernel.1);
                 let inputs = conv.inputs.clone();
                 let direct =
-                    Direct { window, groups: conv.groups, inputs, output, residual, act, packing: packer.packing };
+                    Direct::new::<I>((window, conv.groups), inputs, (output, residual), act, packer.packing);
                 (Action::Direct(direct, kernel), "direct")
             }
             Algorithm::Winograd => {
@@ -480,15 +481,8 @@ impl Job for AddHead<'_, '_> {
         let packer = Packer::new::<I>(conv);
         let kernel = packer.fixed(kernels, bias);
         builder.zeros = builder.zeros.max(conv.in_channels() * conv.window.kernel.1);
-        let direct = Direct {
-            window: conv.window,
-            groups: 1,
-            inputs: conv.inputs.clone(),
-            output: view,
-            residual: None,
-            act: Act::Identity,
-            packing: packer.packing,
-        };
+        let inputs = conv.inputs.clone();
+        let direct = Direct::new::<I>((conv.window, 1), inputs, (view, None), Act::Identity, packer.packing);
         let head = HeadConv { conv: direct, decode };
         builder.own = builder.own.max(whole_lines(head.scratch::<I>()) + 2 * LINE);
         let operations = conv.operations() * builder.batch as f64;
@@ -543,73 +537,5 @@ impl Builder {
         self.push(conv.name, "average".into(), 0.0, averaged.to_vec(), None, Action::Average(average));
         self.push(conv.name, format!("mix {count} experts"), operations, Vec::new(), None, Action::Mix(mix));
         kernel
-    }
-}
-
-/// How the kernels of a convolution are packed.
-struct Packer {
-    algorithm: Algorithm,
-    groups: usize,
-    window: usize,
-    packing: Packing,
-    channels: usize,
-    /// Values of a tap's row of a depthwise convolution.
-    row: usize,
-    /// Values of packed kernels and of padded biases.
-    len: usize,
-    bias: usize,
-}
-
-impl Packer {
-    fn new<I: Isa>(conv: &Convolution<'_>) -> Self {
-        let (window, groups, channels) = (conv.window.taps(), conv.groups, conv.output.channels);
-        let inputs = conv.in_channels() / groups;
-        let row = channels.next_multiple_of(I::LANES);
-        let (packing, len) = match conv.algorithm {
-            Algorithm::Direct => {
-                let packing = Packing::new::<I>(channels / groups, inputs * window);
-                (packing, groups * packing.len())
-            }
-            Algorithm::Winograd => {
-                let packing = Packing::new::<I>(channels, inputs);
-                (packing, POINTS * winograd::point_len(&packing))
-            }
-            Algorithm::Depthwise => (Packing::new::<I>(1, window), window * row),
-        };
-        // Vectors are read whole, from the last group's first channel on too.
-        let bias = (channels + 2 * LINE).next_multiple_of(LINE);
-        Self { algorithm: conv.algorithm, groups, window, packing, channels, row, len, bias }
-    }
-
-    /// The same before Winograd's transform.
-    fn untransformed(&self) -> Self {
-        if self.algorithm != Algorithm::Winograd {
-            return Self { ..*self };
-        }
-        let packing = Packing { taps: 9 * self.packing.taps, ..self.packing };
-        Self { algorithm: Algorithm::Direct, packing, len: packing.len(), ..*self }
-    }
-
-    /// Kernels that are the same for all samples.
-    fn fixed(&self, kernels: &[f32], bias: &[f32]) -> Kernel {
-        let mut packed = Lines::zeros(self.len + 2 * LINE);
-        self.pack(kernels, packed.values_mut());
-        let mut padded = Lines::zeros(self.bias);
-        padded.values_mut()[..bias.len()].copy_from_slice(bias);
-        Kernel::Shared { kernels: packed, bias: padded }
-    }
-
-    fn pack(&self, kernels: &[f32], packed: &mut [f32]) {
-        match self.algorithm {
-            Algorithm::Direct => {
-                let group = kernels.len() / self.groups;
-                let packed = packed.chunks_exact_mut(self.packing.len());
-                for (from, to) in kernels.chunks_exact(group).zip(packed) {
-                    self.packing.pack(from, self.window, to);
-                }
-            }
-            Algorithm::Winograd => winograd::transform_kernels(&self.packing, kernels, packed),
-            Algorithm::Depthwise => depthwise::pack(kernels, self.channels, self.row, packed),
-        }
     }
 }

@@ -6,9 +6,10 @@
 
 use super::super::isa::Isa;
 use super::convert::{Decode, Outside};
-use super::finish::{Act, put};
+use super::finish::Act;
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
+use super::tile::{Place, Taps, tile_of};
 
 /// Vectors of output channels in a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -114,6 +115,21 @@ pub(super) struct Direct {
     pub(super) residual: Option<View>,
     pub(super) act: Act,
     pub(super) packing: Packing,
+    /// Taps in portions whose weights stay in a level-1 cache while a block of pixels goes through them.
+    chunks: Vec<Chunk>,
+}
+
+/// A portion of the taps of a panel.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Chunk {
+    /// Positions in the window, first and number.
+    taps: (usize, usize),
+    /// Parts of the input, first and number.
+    parts: (usize, usize),
+    /// Values of a run that come before, and how many are taken; all where the number is zero.
+    cut: (usize, usize),
+    /// Taps before it.
+    before: usize,
 }
 
 /// What a thread keeps.
@@ -122,6 +138,8 @@ pub(super) struct Table {
     pointers: Vec<Pointer>,
     /// Of each tile, whether the taps of a row of the window are one run.
     merged: Vec<bool>,
+    /// Sums of a block of pixels between portions of taps.
+    sums: Vec<f32>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -138,7 +156,63 @@ const TASK_OPERATIONS: usize = 8 << 20;
 /// Tasks a thread gets at least, where there is work for them.
 const TASKS_A_THREAD: usize = 6;
 
+/// Bytes of weights of a portion of taps: two thirds of a level-1 cache of 32 KiB.
+const CHUNK_BYTES: usize = 20 * 1024;
+
+/// Cuts the taps of a window into portions. `lengths` are the channels of the input's parts; rows of the window stay whole where
+/// they are short enough.
+fn chunks(kernel: (usize, usize), lengths: &[usize], most: usize) -> Vec<Chunk> {
+    let window = kernel.0 * kernel.1;
+    let per_tap: usize = lengths.iter().sum();
+    let all = Chunk { taps: (0, window), parts: (0, lengths.len()), cut: (0, 0), before: 0 };
+    if per_tap * window <= most * 3 / 2 {
+        return vec![all];
+    }
+    let mut chunks = Vec::new();
+    if per_tap <= most {
+        let step = if per_tap * kernel.1 <= most { most / (per_tap * kernel.1) * kernel.1 } else { most / per_tap };
+        // Portions of about one size.
+        let unit = if step >= kernel.1 { kernel.1 } else { 1 };
+        let step = (window / unit).div_ceil(window.div_ceil(step)) * unit;
+        for first in (0..window).step_by(step) {
+            let taps = (first, step.min(window - first));
+            chunks.push(Chunk { taps, before: first * per_tap, ..all });
+        }
+        return chunks;
+    }
+    let mut before = 0;
+    for tap in 0..window {
+        for (part, length) in lengths.iter().enumerate() {
+            let step = length.div_ceil(length.div_ceil(most));
+            for first in (0..*length).step_by(step) {
+                let cut = (first, step.min(length - first));
+                chunks.push(Chunk { taps: (tap, 1), parts: (part, 1), cut, before });
+                before += cut.1;
+            }
+        }
+    }
+    chunks
+}
+
 impl Direct {
+    /// A convolution of `inputs`, one after the other in their channels.
+    pub(super) fn new<I: Isa>(
+        (window, groups): (Window, usize),
+        inputs: Vec<Part>,
+        (output, residual): (View, Option<View>),
+        act: Act,
+        packing: Packing,
+    ) -> Self {
+        let lengths: Vec<usize> = if groups > 1 || inputs.len() == 1 {
+            vec![packing.taps / window.taps()]
+        } else {
+            inputs.iter().map(|part| part.view.channels).collect()
+        };
+        let most = CHUNK_BYTES / (size_of::<f32>() * PANEL_VECTORS * I::LANES);
+        let chunks = chunks(window.kernel, &lengths, most);
+        Self { window, groups, inputs, output, residual, act, packing, chunks }
+    }
+
     /// Input channels of a group.
     fn inputs_of_group(&self) -> usize {
         self.packing.taps / self.window.taps()
@@ -152,6 +226,7 @@ impl Direct {
             && self.inputs[0].view.pixel == self.inputs[0].view.channels
             && self.window.dilation.1 == 1
             && self.window.kernel.1 > 1
+            && self.chunks.iter().all(|chunk| chunk.taps.1.is_multiple_of(self.window.kernel.1))
     }
 
     /// The most pointers and tiles that a block takes.
@@ -161,6 +236,8 @@ impl Direct {
         let pointers = (tiles * runs * I::TILE_ROWS).max(table.pointers.len());
         table.pointers.resize(pointers, Pointer(std::ptr::null()));
         table.merged.reserve(tiles.saturating_sub(table.merged.len()));
+        let sums = (tiles * I::TILE_ROWS * PANEL_VECTORS * I::LANES).max(table.sums.len());
+        table.sums.resize(sums, 0.0);
     }
 
     /// Pixels of a block.
@@ -317,35 +394,49 @@ impl Job<'_> {
         let merged_length = [inputs * window.kernel.1];
         let runs = window.taps() * lengths.len();
         let residual = conv.residual.map(|view| (self.arena.at(view.offset + self.sample * view.sample()), view.pixel));
+        let width = PANEL_VECTORS * I::LANES;
+        let between = table.sums.as_mut_ptr();
         for panel in self.panels.0..self.panels.1 {
-            let channel = panel * PANEL_VECTORS * I::LANES;
+            let channel = panel * width;
             let weights = self.weights.wrapping_add(packing.panel(panel));
+            let bias = self.bias.wrapping_add(channel);
             let channels = packing.out - channel;
             let vectors = packing.vectors(panel);
-            let mut pointers = table.pointers.as_ptr();
-            for (tile, merged) in table.merged.iter().enumerate() {
-                let (lengths, rows) = if *merged { (&merged_length[..], window.kernel.0) } else { (lengths, window.taps()) };
-                let at = tile * I::TILE_ROWS;
-                let count = (self.count - at).min(I::TILE_ROWS);
-                let channel = self.group * packing.out + channel;
-                let place = (self.first + at) * output.pixel + channel;
-                let place = Place {
-                    out: self.out.wrapping_add(place),
-                    pixel: output.pixel,
-                    residual: residual.map_or(std::ptr::null(), |(start, pixel)| {
-                        start.wrapping_add((self.first + at) * pixel + channel).cast_const()
-                    }),
-                    residual_pixel: residual.map_or(0, |(_, pixel)| pixel),
-                    act: conv.act,
-                    channels,
-                };
-                let bias = self.bias.wrapping_add(panel * PANEL_VECTORS * I::LANES);
-                let taps = Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS };
-                // SAFETY: the table holds a pointer to as many values as its run is long for each pixel of the tile, zeros
-                // where the map ends; weights and bias are packed for the same runs; the output and the residual have a
-                // place for each pixel.
-                unsafe { tile_of(isa, (count, vectors), &taps, weights, bias, &place) };
-                pointers = pointers.wrapping_add(runs * I::TILE_ROWS);
+            for (index, chunk) in conv.chunks.iter().enumerate() {
+                let weights = weights.wrapping_add(chunk.before * vectors * I::LANES);
+                let last = index + 1 == conv.chunks.len();
+                let cut = [chunk.cut.1];
+                let own = if chunk.cut.1 > 0 { &cut[..] } else { &lengths[chunk.parts.0..][..chunk.parts.1] };
+                for (tile, merged) in table.merged.iter().enumerate() {
+                    let at = tile * I::TILE_ROWS;
+                    let count = (self.count - at).min(I::TILE_ROWS);
+                    let (lengths, rows, first) = if *merged {
+                        (&merged_length[..], chunk.taps.1 / window.kernel.1, chunk.taps.0 / window.kernel.1)
+                    } else {
+                        (own, chunk.taps.1, chunk.taps.0 * lengths.len() + chunk.parts.0)
+                    };
+                    let pointers = table.pointers.as_ptr().wrapping_add((tile * runs + first) * I::TILE_ROWS);
+                    let taps = Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 };
+                    let between = between.wrapping_add(at * width);
+                    let channel = self.group * packing.out + channel;
+                    let place = Place {
+                        start: if index == 0 { bias } else { between },
+                        start_pixel: if index == 0 { 0 } else { width },
+                        between: if last { std::ptr::null_mut() } else { between },
+                        out: self.out.wrapping_add((self.first + at) * output.pixel + channel),
+                        pixel: output.pixel,
+                        residual: residual.map_or(std::ptr::null(), |(start, pixel)| {
+                            start.wrapping_add((self.first + at) * pixel + channel).cast_const()
+                        }),
+                        residual_pixel: residual.map_or(0, |(_, pixel)| pixel),
+                        act: conv.act,
+                        channels,
+                    };
+                    // SAFETY: the table holds a pointer to as many values as its run is long for each pixel of the tile, zeros
+                    // where the map ends; weights and bias are packed for the same runs; the output and the residual have a
+                    // place for each pixel, and so have the sums between portions.
+                    unsafe { tile_of(isa, (count, vectors), &taps, weights, &place) };
+                }
             }
         }
     }
@@ -437,143 +528,4 @@ struct Segment {
     count: usize,
     /// Whether all columns that their windows reach are in the map.
     inside: bool,
-}
-
-/// Runs of taps: for each of `rows`, one after the other, runs as long as `lengths` say; pointers of a run lie `stride` apart
-/// from those of the next.
-#[derive(Clone, Copy)]
-pub(super) struct Taps<'a> {
-    lengths: &'a [usize],
-    rows: usize,
-    pointers: *const *const f32,
-    stride: usize,
-}
-
-/// Where a tile's sums go.
-struct Place {
-    out: *mut f32,
-    pixel: usize,
-    residual: *const f32,
-    residual_pixel: usize,
-    act: Act,
-    /// Channels that there are from the tile's first on.
-    channels: usize,
-}
-
-/// Calls a function that is generic over the tile's size: `$run!(PIXELS, VECTORS)`.
-macro_rules! by_size {
-    ($isa:ident, $size:expr, $run:ident) => {
-        match $size {
-            (1, 1) => $run!(1, 1),
-            (2, 1) => $run!(2, 1),
-            (3, 1) => $run!(3, 1),
-            (4, 1) => $run!(4, 1),
-            (5, 1) if $isa::TILE_ROWS > 4 => $run!(5, 1),
-            (6, 1) if $isa::TILE_ROWS > 4 => $run!(6, 1),
-            (7, 1) if $isa::TILE_ROWS > 6 => $run!(7, 1),
-            (8, 1) if $isa::TILE_ROWS > 6 => $run!(8, 1),
-            (9, 1) if $isa::TILE_ROWS > 6 => $run!(9, 1),
-            (10, 1) if $isa::TILE_ROWS > 6 => $run!(10, 1),
-            (11, 1) if $isa::TILE_ROWS > 6 => $run!(11, 1),
-            (12, 1) if $isa::TILE_ROWS > 6 => $run!(12, 1),
-            (13, 1) if $isa::TILE_ROWS > 12 => $run!(13, 1),
-            (14, 1) if $isa::TILE_ROWS > 12 => $run!(14, 1),
-            (1, _) => $run!(1, 2),
-            (2, _) => $run!(2, 2),
-            (3, _) => $run!(3, 2),
-            (4, _) => $run!(4, 2),
-            (5, _) if $isa::TILE_ROWS > 4 => $run!(5, 2),
-            (6, _) if $isa::TILE_ROWS > 4 => $run!(6, 2),
-            (7, _) if $isa::TILE_ROWS > 6 => $run!(7, 2),
-            (8, _) if $isa::TILE_ROWS > 6 => $run!(8, 2),
-            (9, _) if $isa::TILE_ROWS > 6 => $run!(9, 2),
-            (10, _) if $isa::TILE_ROWS > 6 => $run!(10, 2),
-            (11, _) if $isa::TILE_ROWS > 6 => $run!(11, 2),
-            (12, _) if $isa::TILE_ROWS > 6 => $run!(12, 2),
-            (13, _) if $isa::TILE_ROWS > 12 => $run!(13, 2),
-            (14, _) if $isa::TILE_ROWS > 12 => $run!(14, 2),
-            (size, _) => unreachable!("no tile has {size} pixels"),
-        }
-    };
-}
-pub(super) use by_size;
-
-/// One tile: sums and epilogue.
-///
-/// # Safety
-/// Pointers of `taps` must lead to as many values as the runs have; `weights` to the panel; `bias` to a panel's vectors; the
-/// places of `place` to `size.0` pixels.
-#[inline(always)]
-unsafe fn tile_of<I: Isa>(
-    isa: I,
-    size: (usize, usize),
-    taps: &Taps<'_>,
-    weights: *const f32,
-    bias: *const f32,
-    place: &Place,
-) {
-    macro_rules! run {
-        ($m:literal, $n:literal) => {{
-            // SAFETY: the caller proves all of it.
-            unsafe {
-                let mut start = [isa.splat(0.0); $n];
-                for j in 0..$n {
-                    start[j] = isa.load_at(bias.add(j * I::LANES));
-                }
-                let mut sums = sums::<I, $m, $n>(isa, taps, weights, [start; $m]);
-                place.act.apply_all(isa, &mut sums);
-                for i in 0..$m {
-                    let out = place.out.wrapping_add(i * place.pixel);
-                    let residual = place.residual.wrapping_add(i * place.residual_pixel);
-                    for j in 0..$n {
-                        let residual =
-                            if place.residual.is_null() { place.residual } else { residual.wrapping_add(j * I::LANES) };
-                        put(isa, sums[i][j], residual, out.wrapping_add(j * I::LANES), place.channels - j * I::LANES);
-                    }
-                }
-            }
-        }};
-    }
-    by_size!(I, size, run);
-}
-
-/// `start[i] + sum over taps k of pixel i's value at k * weights[k]`
-///
-/// # Safety
-/// As of [`tile_of`].
-#[inline(always)]
-unsafe fn sums<I: Isa, const M: usize, const N: usize>(
-    isa: I,
-    taps: &Taps<'_>,
-    mut weights: *const f32,
-    start: [[I::F32; N]; M],
-) -> [[I::F32; N]; M] {
-    let mut sums = start;
-    let mut pointers = taps.pointers;
-    for _ in 0..taps.rows {
-        for length in taps.lengths {
-            // SAFETY: the table has a pointer for each pixel of each run, and the weights a row for each tap.
-            unsafe {
-                let mut pixels = [std::ptr::null::<f32>(); M];
-                for i in 0..M {
-                    pixels[i] = *pointers.add(i);
-                }
-                for k in 0..*length {
-                    let mut row = [sums[0][0]; N];
-                    for j in 0..N {
-                        row[j] = isa.load_at(weights.add(j * I::LANES));
-                    }
-                    for i in 0..M {
-                        let value = isa.splat(*pixels[i].add(k));
-                        for j in 0..N {
-                            sums[i][j] = isa.fma(value, row[j], sums[i][j]);
-                        }
-                    }
-                    weights = weights.add(N * I::LANES);
-                }
-                pointers = pointers.add(taps.stride);
-            }
-        }
-    }
-    sums
 }

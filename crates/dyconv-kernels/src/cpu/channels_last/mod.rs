@@ -10,6 +10,7 @@ mod direct;
 mod finish;
 mod memory;
 mod mixing;
+mod packer;
 mod peak;
 pub(super) mod planar;
 mod pointwise;
@@ -18,6 +19,7 @@ mod program;
 mod team;
 #[cfg(test)]
 mod tests;
+mod tile;
 mod winograd;
 
 pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin};

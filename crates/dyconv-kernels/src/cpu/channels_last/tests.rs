@@ -276,6 +276,38 @@ fn direct_convolution_is_its_definition() {
     random(Algorithm::Direct, CASES, 2e-6);
 }
 
+/// So many taps that they are cut into portions: between rows of the window, between taps, and within one.
+#[test]
+fn portions_of_taps_add_up() {
+    if cfg!(miri) {
+        return;
+    }
+    for (inputs, kernel) in [(60, 3), (90, 5), (200, 3), (700, 1), (700, 2)] {
+        for (dense, experts) in [(true, 0), (false, 3)] {
+            let window = Window { kernel: (kernel, kernel), stride: (1, 1), padding: (1, 1), dilation: (1, 1) };
+            let case = Case {
+                batch: 2,
+                inputs,
+                outputs: 21,
+                size: (7, 9),
+                window,
+                groups: 1,
+                act: Act::Silu,
+                residual: true,
+                experts,
+                algorithm: Algorithm::Direct,
+                threads: 2,
+                dense,
+            };
+            for isa in available() {
+                let error = case.error(isa, 9).unwrap();
+                // Thousands of terms, each rounded.
+                assert!(error <= 1e-5, "{} {case:?}: an error of {error:.1e}", isa.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn winograd_convolution_is_its_definition() {
     // The transforms cost a digit, see the module.

@@ -8,10 +8,11 @@
 //! agree with the direct convolution to some 1e-5 of the largest value instead of 1e-6.
 
 use super::super::isa::Isa;
-use super::direct::{Packing, PANEL_VECTORS, Weights, by_size};
+use super::direct::{PANEL_VECTORS, Packing, Weights};
 use super::finish::{Act, load_part, put};
 use super::memory::{Arena, View};
 use super::team::Member;
+use super::tile::by_size;
 
 /// Outputs of a tile along an axis.
 const OUT: usize = 4;

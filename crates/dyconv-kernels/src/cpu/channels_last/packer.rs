@@ -1,0 +1,77 @@
+//! How the kernels of a convolution are packed, for each algorithm.
+
+use super::super::isa::Isa;
+use super::build::{Algorithm, Convolution};
+use super::depthwise;
+use super::direct::Packing;
+use super::memory::{LINE, Lines};
+use super::program::Kernel;
+use super::winograd::{self, POINTS};
+
+/// How the kernels of a convolution are packed.
+pub(super) struct Packer {
+    pub(super) algorithm: Algorithm,
+    pub(super) groups: usize,
+    pub(super) window: usize,
+    pub(super) packing: Packing,
+    pub(super) channels: usize,
+    /// Values of a tap's row of a depthwise convolution.
+    pub(super) row: usize,
+    /// Values of packed kernels and of padded biases.
+    pub(super) len: usize,
+    pub(super) bias: usize,
+}
+
+impl Packer {
+    pub(super) fn new<I: Isa>(conv: &Convolution<'_>) -> Self {
+        let (window, groups, channels) = (conv.window.taps(), conv.groups, conv.output.channels);
+        let inputs = conv.in_channels() / groups;
+        let row = channels.next_multiple_of(I::LANES);
+        let (packing, len) = match conv.algorithm {
+            Algorithm::Direct => {
+                let packing = Packing::new::<I>(channels / groups, inputs * window);
+                (packing, groups * packing.len())
+            }
+            Algorithm::Winograd => {
+                let packing = Packing::new::<I>(channels, inputs);
+                (packing, POINTS * winograd::point_len(&packing))
+            }
+            Algorithm::Depthwise => (Packing::new::<I>(1, window), window * row),
+        };
+        // Vectors are read whole, from the last group's first channel on too.
+        let bias = (channels + 2 * LINE).next_multiple_of(LINE);
+        Self { algorithm: conv.algorithm, groups, window, packing, channels, row, len, bias }
+    }
+
+    /// The same before Winograd's transform.
+    pub(super) fn untransformed(&self) -> Self {
+        if self.algorithm != Algorithm::Winograd {
+            return Self { ..*self };
+        }
+        let packing = Packing { taps: 9 * self.packing.taps, ..self.packing };
+        Self { algorithm: Algorithm::Direct, packing, len: packing.len(), ..*self }
+    }
+
+    /// Kernels that are the same for all samples.
+    pub(super) fn fixed(&self, kernels: &[f32], bias: &[f32]) -> Kernel {
+        let mut packed = Lines::zeros(self.len + 2 * LINE);
+        self.pack(kernels, packed.values_mut());
+        let mut padded = Lines::zeros(self.bias);
+        padded.values_mut()[..bias.len()].copy_from_slice(bias);
+        Kernel::Shared { kernels: packed, bias: padded }
+    }
+
+    pub(super) fn pack(&self, kernels: &[f32], packed: &mut [f32]) {
+        match self.algorithm {
+            Algorithm::Direct => {
+                let group = kernels.len() / self.groups;
+                let packed = packed.chunks_exact_mut(self.packing.len());
+                for (from, to) in kernels.chunks_exact(group).zip(packed) {
+                    self.packing.pack(from, self.window, to);
+                }
+            }
+            Algorithm::Winograd => winograd::transform_kernels(&self.packing, kernels, packed),
+            Algorithm::Depthwise => depthwise::pack(kernels, self.channels, self.row, packed),
+        }
+    }
+}
