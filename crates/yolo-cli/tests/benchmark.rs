@@ -48,11 +48,11 @@ fn the_line_for_machines_has_its_keys() {
     ];
     assert_eq!(json.as_object().unwrap().keys().collect::<Vec<_>>(), keys);
     assert_eq!((&json["cfg"], &json["batch"], &json["threads"]), (&json!("yolov5n"), &json!(2), &json!(1)));
-    assert_eq!((&json["precision"], &json["engine"]), (&json!("f32"), &json!("candle")));
+    assert_eq!((&json["precision"], &json["engine"]), (&json!("f32"), &json!("plan")));
     assert_eq!((&json["imgsz"], &json["runs"]), (&json!([64, 64]), &json!(3)));
     let [min, p10, median, p90] = ["min_ms", "p10_ms", "median_ms", "p90_ms"].map(|key| json[key].as_f64().unwrap());
     assert!(0.0 < min && min <= p10 && p10 <= median && median <= p90, "{json}");
-    assert!(lines.starts_with("yolov5n: input 2x3x64x64, f32, engine candle, 1 thread\n"), "{lines}");
+    assert!(lines.starts_with("yolov5n: input 2x3x64x64, f32, engine plan, 1 thread\n"), "{lines}");
     assert!(lines.contains("pictures/s"), "{lines}");
     // Twice YOLOv5n's operations at 64x64.
     let gflop = json["gflops_per_s"].as_f64().unwrap() * median / 1e3;
@@ -63,7 +63,18 @@ fn the_line_for_machines_has_its_keys() {
 fn dynamic_networks_and_oblong_pictures_are_timed() {
     let (lines, json) = measured(&["--cfg", "yolov5n_C3_GhostDynamicConv", "--img-size", "64", "96", "--threads", "2"]);
     assert_eq!((&json["imgsz"], &json["threads"]), (&json!([64, 96]), &json!(2)));
-    assert!(lines.contains("1x3x64x96, f32, engine candle, 2 threads"), "{lines}");
+    assert!(lines.contains("1x3x64x96, f32, engine plan, 2 threads"), "{lines}");
+}
+
+#[test]
+fn steps_are_told_with_their_kernels() {
+    let (lines, _) = measured(&["--cfg", "yolov5n_C3_GhostDynamicConv", "--iters", "1", "--profile"]);
+    for kernel in ["import", "direct silu", "depthwise silu", "mix 4 experts", "max-pool x3", "direct + decode", "GFLOP/s"] {
+        assert!(lines.contains(kernel), "{kernel}: {lines}");
+    }
+    let (lines, json) = measured(&["--cfg", "yolov5n", "--iters", "1", "--engine", "candle"]);
+    assert_eq!(json["engine"], json!("candle"));
+    assert!(lines.contains("engine candle"), "{lines}");
 }
 
 #[test]
@@ -80,6 +91,7 @@ fn what_cannot_be_is_refused_in_a_sentence() {
     assert!(with(&["--engine", "torch"]).contains("possible values: "));
     assert!(with(&["--imgsz", "40"]).contains("multiple of the network's stride"));
     assert!(with(&["--weights", "nowhere.safetensors"]).contains("nowhere.safetensors"));
+    assert!(with(&["--precision", "bf16"]).contains("the plan engine computes in f32"));
     assert!(with(&["--engine", "candle", "--precision", "bf16"]).contains("the candle engine computes in f32"));
     assert!(with(&["--engine", "candle", "--profile"]).contains("plan engine"));
 }
