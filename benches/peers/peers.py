@@ -105,8 +105,8 @@ def turn(function, iters):
     return statistics.median(times)
 
 
-def run(command):
-    done = subprocess.run(command, capture_output=True, text=True)
+def run(command, **environment):
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     if done.returncode:
         raise SystemExit(f"`{shlex.join(command)}` ended with status {done.returncode}:\n{done.stderr.strip()}")
     return done.stdout
@@ -114,7 +114,9 @@ def run(command):
 
 def ours(args, name, batch, *more):
     command = [args.yolo, "benchmark", "--cfg", name, "--batch", batch, "--threads", args.threads, "--json", *more]
-    return json.loads(run([str(word) for word in command]).splitlines()[-1])["median_ms"]
+    # Candle's own threads obey the environment only.
+    printed = run([str(word) for word in command], RAYON_NUM_THREADS=str(args.threads))
+    return json.loads(printed.splitlines()[-1])["median_ms"]
 
 
 def measure(args, name, batch):

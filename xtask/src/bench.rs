@@ -5,7 +5,7 @@ mod regress;
 
 use std::ffi::OsString;
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
@@ -60,13 +60,12 @@ fn python(folder: &str, packages: &str) -> anyhow::Result<OsString> {
     Ok(python.into_os_string())
 }
 
-/// Builds `yolo` and the example `graph_json` in release; where the binary lies.
+/// Builds `yolo` and the example `graph_json` in release into a folder; where the binary lies.
 ///
 /// Always both: without the example, Cargo chooses other features and builds Candle once more.
-fn release(cargo: &mut Command) -> anyhow::Result<PathBuf> {
-    let folder = target();
+fn release(cargo: &mut Command, folder: &Path) -> anyhow::Result<PathBuf> {
     cargo.args(["build", "--workspace", "--release", "--bin", "yolo", "--example", "graph_json"]);
-    execute(cargo.env("CARGO_TARGET_DIR", &folder))?;
+    execute(cargo.env("CARGO_TARGET_DIR", folder))?;
     Ok(folder.join("release"))
 }
 

@@ -1,7 +1,7 @@
 //! `cargo xtask bench regress BASE`: whether the working tree is slower than another revision, without a look at absolute times.
 //!
-//! Instructions are counted by Callgrind, which gives the same number on a busy machine; with `--paired`, or without Valgrind,
-//! both binaries run in turn and the ratios of their times count, as far as they stand out of the ratios' noise.
+//! Instructions are counted by Callgrind, which hardly depends on what else the machine does; with `--paired`, or without
+//! Valgrind, both binaries run in turn and the ratios of their times count, as far as they stand out of the ratios' noise.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +20,7 @@ const MOST_INSTRUCTIONS: f64 = 1.03;
 /// The largest ratio of times that is let through, beyond noise.
 const MOST_TIME: f64 = 1.05;
 /// Forward passes whose instructions are counted: what two runs differ by is that of passes alone, without loading.
-const PASSES: u32 = 2;
+const PASSES: u32 = 4;
 /// Pairs of runs, an odd number.
 const PAIRS: usize = 15;
 
@@ -30,7 +30,8 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
         [revision, "--paired"] | ["--paired", revision] if !revision.starts_with('-') => (*revision, true),
         _ => bail!("`bench regress {}`: expected a git revision, and --paired at most", options.join(" ")),
     };
-    let (base, new) = (build(Some(revision))?, build(None)?);
+    let base = build_base(revision)?;
+    let new = release(&mut cargo(), &target())?.join(program("yolo"));
     if paired || !starts("valgrind") {
         if !paired {
             println!("valgrind is not installed: comparing times");
@@ -41,23 +42,18 @@ pub(crate) fn run(options: &[&str]) -> anyhow::Result<()> {
     }
 }
 
-/// The binary of a revision, or of the working tree, under a name of its own.
-fn build(revision: Option<&str>) -> anyhow::Result<PathBuf> {
+/// The binary of a revision.
+///
+/// It has a build folder of its own: in a shared one Cargo takes the crates of two checkouts for each other.
+fn build_base(revision: &str) -> anyhow::Result<PathBuf> {
     let folder = target().join("regress");
     fs::create_dir_all(&folder).with_context(|| folder.display().to_string())?;
-    let mut cargo = cargo();
-    if let Some(revision) = revision {
-        let tree = folder.join("tree");
-        check_out(revision, &tree)?;
-        if !tree.join(COMMAND).exists() {
-            bail!("{revision} has no `yolo benchmark` yet: take a later revision");
-        }
-        cargo.current_dir(tree);
+    let tree = folder.join("tree");
+    check_out(revision, &tree)?;
+    if !tree.join(COMMAND).exists() {
+        bail!("{revision} has no `yolo benchmark` yet: take a later revision");
     }
-    let built = release(&mut cargo)?.join(program("yolo"));
-    let kept = folder.join(program(if revision.is_some() { "base" } else { "new" }));
-    fs::copy(&built, &kept).with_context(|| format!("{} cannot be copied to {}", built.display(), kept.display()))?;
-    Ok(kept)
+    Ok(release(cargo().current_dir(tree), &folder.join("build"))?.join(program("yolo")))
 }
 
 /// Puts a revision into a folder, which stays for the next time.
@@ -104,8 +100,10 @@ fn counted(yolo: &Path, passes: u32) -> anyhow::Result<f64> {
     let mut valgrind = Command::new("valgrind");
     valgrind.args(["--tool=callgrind", "--callgrind-out-file=/dev/null"]).arg(yolo);
     valgrind.args(["benchmark", "--cfg", NETWORK, "--imgsz", "128", "--warmup", "0", "--threads", "1"]);
-    // Valgrind knows no AVX-512.
-    valgrind.args(["--iters", &passes.to_string()]).env("DYCONV_ISA", "avx2");
+    valgrind.args(["--iters", &passes.to_string()]);
+    // Valgrind knows no AVX-512. Candle's own threads obey the environment only; more than one of them wait in loops, for as many
+    // instructions as chance has it.
+    valgrind.env("DYCONV_ISA", "avx2").env("RAYON_NUM_THREADS", "1");
     let told = printed(&mut valgrind)?;
     collected(&told).with_context(|| format!("Callgrind printed no number of instructions:\n{told}"))
 }

@@ -49,7 +49,7 @@ pub(crate) struct Args {
           value_parser = at_least(1, 65536), value_name = "PIXELS")]
     imgsz: Vec<usize>,
 
-    /// Threads; without, as many as the machine can run at once
+    /// Threads; without, as many as the machine can run at once. Candle has some of its own, which only RAYON_NUM_THREADS limits
     #[arg(long, value_parser = at_least(1, 1024), value_name = "T")]
     threads: Option<usize>,
 
