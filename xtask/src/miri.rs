@@ -19,9 +19,19 @@ pub(crate) fn run() -> anyhow::Result<()> {
         bail!("Miri is missing: rustup toolchain install nightly --component miri,rust-src");
     }
     let mut test = nightly("cargo");
-    test.args(["miri", "test", "--lib", "--target-dir", "target/miri", "--", "--nocapture", "conformance"])
-        .current_dir(slices::generate()?)
-        .env("MIRIFLAGS", FLAGS)
-        .env("RUSTFLAGS", if cfg!(target_arch = "x86_64") { FEATURES } else { "" });
+    test.args([
+        "miri",
+        "test",
+        "--lib",
+        "--target-dir",
+        "target/miri",
+        "--",
+        "--nocapture",
+        "conformance",
+        "channels_last",
+    ])
+    .current_dir(slices::generate()?)
+    .env("MIRIFLAGS", FLAGS)
+    .env("RUSTFLAGS", if cfg!(target_arch = "x86_64") { FEATURES } else { "" });
     execute(&mut test)
 }

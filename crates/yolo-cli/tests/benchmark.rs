@@ -69,7 +69,9 @@ fn dynamic_networks_and_oblong_pictures_are_timed() {
 #[test]
 fn steps_are_told_with_their_kernels() {
     let (lines, _) = measured(&["--cfg", "yolov5n_C3_GhostDynamicConv", "--iters", "1", "--profile"]);
-    for kernel in ["import", "direct silu", "depthwise silu", "mix 4 experts", "max-pool x3", "direct + decode", "GFLOP/s"] {
+    for kernel in
+        ["import", "direct silu", "depthwise silu", "mix 4 experts", "max-pool x3", "direct + decode", "GFLOP/s"]
+    {
         assert!(lines.contains(kernel), "{kernel}: {lines}");
     }
     let (lines, json) = measured(&["--cfg", "yolov5n", "--iters", "1", "--engine", "candle"]);

@@ -555,8 +555,8 @@ fn the_trained_network_finds_what_yolov5_finds() {
     let place = Place::new();
     let here = Path::new(env!("CARGO_MANIFEST_DIR"));
     // OpenCV's decoding of the JPEG file is what YOLOv5 saw. A JPEG decoder may differ from it by a level: a box by a pixel
-    // of 810, a confidence by half a percent.
-    let pictures = [("../yolo-core/tests/data/pictures/bus.png", 2e-6), ("tests/data/bus.jpg", 0.005)];
+    // of 810, a confidence by half a percent. Winograd's algorithm moves confidences in their sixth digit.
+    let pictures = [("../yolo-core/tests/data/pictures/bus.png", 1e-5), ("tests/data/bus.jpg", 0.005)];
     for (picture, tolerance) in pictures {
         let output = Command::new(env!("CARGO_BIN_EXE_yolo"))
             .current_dir(place.folder.path())

@@ -99,7 +99,12 @@ unsafe impl Isa for Avx2 {
     #[inline(always)]
     fn scale_by_bits(self, power: __m256, exponent: __m256) -> __m256 {
         // SAFETY: the token proves AVX2.
-        unsafe { _mm256_castsi256_ps(_mm256_add_epi32(_mm256_castps_si256(power), _mm256_slli_epi32::<23>(_mm256_castps_si256(exponent)))) }
+        unsafe {
+            _mm256_castsi256_ps(_mm256_add_epi32(
+                _mm256_castps_si256(power),
+                _mm256_slli_epi32::<23>(_mm256_castps_si256(exponent)),
+            ))
+        }
     }
 
     #[inline(always)]
@@ -189,6 +194,10 @@ unsafe impl Isa for Avx512 {
 
     #[inline(always)]
     fn at_least(self, x: __m512, low: __m512) -> __m512 {
+        if cfg!(miri) {
+            // The interpreter lacks the instruction.
+            return lane_by_lane(self, x, low, |x, low| if x < low { low } else { x });
+        }
         // Of two operands of which one is NaN the instruction gives the second.
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_max_ps(low, x) }
@@ -196,6 +205,10 @@ unsafe impl Isa for Avx512 {
 
     #[inline(always)]
     fn at_most(self, x: __m512, high: __m512) -> __m512 {
+        if cfg!(miri) {
+            // The interpreter lacks the instruction.
+            return lane_by_lane(self, x, high, |x, high| if x > high { high } else { x });
+        }
         // Of two operands of which one is NaN the instruction gives the second.
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_min_ps(high, x) }
@@ -204,7 +217,12 @@ unsafe impl Isa for Avx512 {
     #[inline(always)]
     fn scale_by_bits(self, power: __m512, exponent: __m512) -> __m512 {
         // SAFETY: the token proves AVX-512F.
-        unsafe { _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(power), _mm512_slli_epi32::<23>(_mm512_castps_si512(exponent)))) }
+        unsafe {
+            _mm512_castsi512_ps(_mm512_add_epi32(
+                _mm512_castps_si512(power),
+                _mm512_slli_epi32::<23>(_mm512_castps_si512(exponent)),
+            ))
+        }
     }
 
     #[inline(always)]
@@ -234,4 +252,13 @@ unsafe impl Isa for Avx512 {
         // SAFETY: the token proves AVX-512F and FMA.
         unsafe { entry(body) }
     }
+}
+
+/// A function of pairs of lanes, for an interpreter that lacks an instruction.
+fn lane_by_lane(isa: Avx512, a: __m512, b: __m512, f: impl Fn(f32, f32) -> f32) -> __m512 {
+    let (mut left, mut right) = ([0.0; 16], [0.0; 16]);
+    isa.store(&mut left, a);
+    isa.store(&mut right, b);
+    left.iter_mut().zip(right).for_each(|(a, b)| *a = f(*a, b));
+    isa.load(&left)
 }

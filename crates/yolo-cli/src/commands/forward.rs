@@ -94,8 +94,12 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn planned(graph: &Graph, weights: &Weights, input: &Tensor, features: &[usize]) -> anyhow::Result<Outputs> {
-    let &[batch, _, height, width] = input.dims() else {
-        bail!("--input: expected a tensor [batch, channels, height, width], got {:?}", input.dims());
+    let channels = graph.config().channels;
+    let (batch, height, width) = match *input.dims() {
+        [batch, own, height, width] if own == channels => (batch, height, width),
+        ref got => {
+            bail!("the network's input: expected [batch, {channels}, height, width], got {got:?}");
+        }
     };
     let options = PlanOptions { batch, size: (height, width), features: features.to_vec(), ..PlanOptions::default() };
     let plan = Plan::compile(graph, weights, &options)?;

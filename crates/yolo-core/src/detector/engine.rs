@@ -14,7 +14,10 @@ const PLANS: usize = 8;
 #[derive(Debug, Clone)]
 pub(super) enum Engine {
     /// Compiled for each size that comes, the one used last at the end. Clones share them.
-    Plans { weights: Weights, plans: Arc<Mutex<Vec<(Plan, PlanSession)>>> },
+    Plans {
+        weights: Weights,
+        plans: Arc<Mutex<Vec<(Plan, PlanSession)>>>,
+    },
     Model(Box<Model>),
 }
 

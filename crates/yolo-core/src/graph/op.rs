@@ -430,9 +430,9 @@ impl Op {
     /// The parameters that it reads.
     pub(crate) fn params(&self) -> Vec<ParamId> {
         match *self {
-            Self::Conv2d { weight, bias, .. } | Self::ConvTranspose2d { weight, bias, .. } | Self::Linear { weight, bias, .. } => {
-                std::iter::once(weight).chain(bias).collect()
-            }
+            Self::Conv2d { weight, bias, .. }
+            | Self::ConvTranspose2d { weight, bias, .. }
+            | Self::Linear { weight, bias, .. } => std::iter::once(weight).chain(bias).collect(),
             Self::DynamicConv2d { experts, bias, .. } => std::iter::once(experts).chain(bias).collect(),
             Self::Route { route: RouteOp::Linear { weight, bias, .. }, .. } => vec![weight, bias],
             Self::Route { route: RouteOp::Attention { squeeze, weight, bias, .. }, .. } => vec![squeeze, weight, bias],

@@ -12,8 +12,8 @@ use candle_nn::{Init as CandleInit, Module, VarBuilder};
 use crate::graph::{Graph, Init, NodeId, Op, Output};
 use crate::weights::{Expected, Weights};
 
-pub(crate) use exec::BATCH_NORM_EPS;
 use crate::{Error, Result};
+pub(crate) use exec::BATCH_NORM_EPS;
 
 /// A network with its weights.
 #[derive(Debug, Clone)]
@@ -91,7 +91,13 @@ impl Model {
         for param in graph.nodes()[id].op.params() {
             params[param] = weights.tensor(&graph.params()[param].name, DType::F32, &Device::Cpu)?;
         }
-        Ok(Self { graph: graph.clone(), params, last_use: Vec::new(), folded: BTreeSet::new(), shifts: BTreeMap::new() })
+        Ok(Self {
+            graph: graph.clone(),
+            params,
+            last_use: Vec::new(),
+            folded: BTreeSet::new(),
+            shifts: BTreeMap::new(),
+        })
     }
 
     /// Runs one operation on its inputs.

@@ -31,8 +31,8 @@ fn algorithm(conv: &Conv, (height, width): (usize, usize)) -> Algorithm {
     if geometry.groups > 1 && geometry.groups == geometry.in_channels && geometry.out_channels == geometry.groups {
         return Algorithm::Depthwise;
     }
-    let plain = geometry.groups == 1
-        && (geometry.kernel, geometry.stride, geometry.dilation) == ((3, 3), (1, 1), (1, 1));
+    let plain =
+        geometry.groups == 1 && (geometry.kernel, geometry.stride, geometry.dilation) == ((3, 3), (1, 1), (1, 1));
     // Tiles that reach over the edge are computed whole.
     let waste = (height.next_multiple_of(4) * width.next_multiple_of(4)) as f64 / (height * width) as f64;
     if plain && geometry.in_channels.min(geometry.out_channels) >= WINOGRAD_CHANNELS && waste < 2.0 {
@@ -43,9 +43,7 @@ fn algorithm(conv: &Conv, (height, width): (usize, usize)) -> Algorithm {
 
 /// Inserts copies of values that lie in several pieces where a step wants them in one, and of those in `kept`.
 pub(super) fn settle(items: Vec<Item>, pieces: &mut Pieces<'_>, kept: &[NodeId]) -> Vec<Item> {
-    let is_whole = |pieces: &Pieces<'_>, value: NodeId| {
-        matches!(pieces.of(value).as_slice(), [Piece { shift: 0, value: own, first: 0, .. }] if *own == value)
-    };
+    let is_whole = |pieces: &Pieces<'_>, value: NodeId| matches!(pieces.of(value).as_slice(), [Piece { shift: 0, value: own, first: 0, .. }] if *own == value);
     for item in &items {
         let wants_one = match &item.kind {
             Kind::Conv(conv) => conv.algorithm != Algorithm::Direct || conv.geometry.groups > 1,

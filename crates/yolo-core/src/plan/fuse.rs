@@ -154,7 +154,8 @@ fn residual_of(graph: &Graph, next: NodeId, value: NodeId, done: &[bool]) -> Opt
 fn chain_pools(items: Vec<Item>, kept: &[NodeId]) -> Vec<Item> {
     let mut joined: Vec<Item> = Vec::new();
     for item in items {
-        if let (Kind::Pools(more), Some(Item { kind: Kind::Pools(pools), outputs, .. })) = (&item.kind, joined.last_mut())
+        if let (Kind::Pools(more), Some(Item { kind: Kind::Pools(pools), outputs, .. })) =
+            (&item.kind, joined.last_mut())
             && outputs.last() == item.inputs.first()
             && !kept.contains(&item.inputs[0])
         {

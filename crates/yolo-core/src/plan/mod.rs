@@ -1,7 +1,7 @@
 //! A network compiled for this machine's CPU: folded, fused, packed, laid out in memory; nothing is allocated while it runs.
 //!
-//! [`Plan::compile`] takes the graph that [`Model`](crate::Model) runs through one pass after the other: [`fuse`] makes items
-//! of operations, [`join`] makes one convolution of several, [`choose`] picks algorithms, [`place`] lays out memory, [`pack`]
+//! [`Plan::compile`] takes the graph that [`Model`](crate::Model) runs through one pass after the other: `fuse` makes items
+//! of operations, `join` makes one convolution of several, `choose` picks algorithms, `place` lays out memory, `pack`
 //! folds, packs and adds the steps to a [`Program`]. The model is the twin that the plan is tested against.
 
 mod choose;

@@ -120,7 +120,8 @@ impl Packing<'_> {
         let Op::BatchNorm { weight, bias, mean, var } = self.graph.nodes()[node].op else {
             return Err(self.failure(node, "expected a batch normalisation"));
         };
-        let (weight, bias, mean, var) = (self.values(weight)?, self.values(bias)?, self.values(mean)?, self.values(var)?);
+        let (weight, bias, mean, var) =
+            (self.values(weight)?, self.values(bias)?, self.values(mean)?, self.values(var)?);
         let scale: Vec<f32> =
             weight.iter().zip(&var).map(|(weight, var)| weight / (var + BATCH_NORM_EPS as f32).sqrt()).collect();
         let shift = bias.iter().zip(&mean).zip(&scale).map(|((bias, mean), scale)| bias - mean * scale).collect();
@@ -223,13 +224,7 @@ impl Packing<'_> {
     }
 
     /// A level of the head whose node is `detect`.
-    fn head(
-        &self,
-        builder: &mut Builder,
-        detect: NodeId,
-        (conv, level): (&Conv, usize),
-        input: NodeId,
-    ) -> Result<()> {
+    fn head(&self, builder: &mut Builder, detect: NodeId, (conv, level): (&Conv, usize), input: NodeId) -> Result<()> {
         let (Op::Detect { anchors, classes, per_level, masks }, Shape::Rows(rows, outputs)) =
             (&self.graph.nodes()[detect].op, self.shapes[detect])
         else {

@@ -40,13 +40,7 @@ pub(super) fn extent(shape: Shape) -> (usize, usize, usize) {
 
 impl Places {
     /// Lays out the values of `items` for `batch` samples; those in `kept` stay to the end.
-    pub(super) fn new(
-        items: &[Item],
-        pieces: &Pieces<'_>,
-        shapes: &[Shape],
-        batch: usize,
-        kept: &[NodeId],
-    ) -> Self {
+    pub(super) fn new(items: &[Item], pieces: &Pieces<'_>, shapes: &[Shape], batch: usize, kept: &[NodeId]) -> Self {
         let mut last_read: BTreeMap<NodeId, usize> = BTreeMap::new();
         for (index, item) in items.iter().enumerate() {
             let of = |&value: &NodeId| if item.kind == Kind::Copy { pieces.through(value) } else { pieces.of(value) };
@@ -172,11 +166,8 @@ mod tests {
 
     #[test]
     fn places_are_used_again_but_never_at_once() {
-        let buffer = |len: usize, life: (usize, usize)| Buffer {
-            values: vec![(0, View::dense(0, 1, 1, len))],
-            len,
-            life,
-        };
+        let buffer =
+            |len: usize, life: (usize, usize)| Buffer { values: vec![(0, View::dense(0, 1, 1, len))], len, life };
         let mut buffers = vec![buffer(32, (0, 1)), buffer(64, (1, 2)), buffer(32, (2, 3)), buffer(16, (0, 3))];
         let memory = lay_out(&mut buffers);
         assert_eq!(memory, 64 + 32 + 16);

@@ -4,10 +4,10 @@ use candle_core::{DType, Device, Tensor};
 use dyconv_kernels::cpu::channels_last::Twin;
 
 use super::pack::values;
+use crate::Result;
 use crate::graph::{Graph, NodeId, Op, Shape};
 use crate::model::Model;
 use crate::weights::Weights;
-use crate::Result;
 
 /// What a profile calls it.
 pub(super) fn name(op: &Op) -> String {

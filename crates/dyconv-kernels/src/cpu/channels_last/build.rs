@@ -119,9 +119,7 @@ impl Convolution<'_> {
             Algorithm::Winograd => {
                 plain && self.groups == 1 && kernel == (3, 3) && stride == (1, 1) && dilation == (1, 1)
             }
-            Algorithm::Depthwise => {
-                plain && self.groups == self.in_channels() && self.output.channels == self.groups
-            }
+            Algorithm::Depthwise => plain && self.groups == self.in_channels() && self.output.channels == self.groups,
         }
     }
 
@@ -184,7 +182,15 @@ impl Builder {
         }
     }
 
-    fn push(&mut self, name: &str, kernel: String, operations: f64, inputs: Vec<Part>, output: Option<View>, action: Action) {
+    fn push(
+        &mut self,
+        name: &str,
+        kernel: String,
+        operations: f64,
+        inputs: Vec<Part>,
+        output: Option<View>,
+        action: Action,
+    ) {
         self.actions.push(action);
         self.steps.push(Step { name: name.into(), kernel, operations, inputs, output });
     }
@@ -432,8 +438,7 @@ impl Job for AddConvolution<'_, '_> {
                 // Beside the map a whole row of the window may be missing.
                 builder.zeros = builder.zeros.max(conv.in_channels() * window.kernel.1);
                 let inputs = conv.inputs.clone();
-                let direct =
-                    Direct::new::<I>((window, conv.groups), inputs, (output, residual), act, packer.packing);
+                let direct = Direct::new::<I>((window, conv.groups), inputs, (output, residual), act, packer.packing);
                 (Action::Direct(direct, kernel), "direct")
             }
             Algorithm::Winograd => {
@@ -503,7 +508,9 @@ impl Builder {
         let count = router.bias.len();
         let plain = packer.untransformed();
         let mut packed = Lines::zeros(count * plain.len);
-        for (from, to) in experts.chunks_exact(experts.len() / count).zip(packed.values_mut().chunks_exact_mut(plain.len)) {
+        for (from, to) in
+            experts.chunks_exact(experts.len() / count).zip(packed.values_mut().chunks_exact_mut(plain.len))
+        {
             plain.pack(from, to);
         }
         let channels = averaged.iter().map(|part| part.view.channels).sum();

@@ -4,6 +4,8 @@
 //! pixel of the tile reads; taps beside the map read zeros. The table of a block of pixels is made once for all panels of output
 //! channels. Sums run over all taps in one go and stay in registers until the epilogue has been applied.
 
+use rayon::prelude::*;
+
 use super::super::isa::Isa;
 use super::convert::{Decode, Outside};
 use super::finish::Act;
@@ -89,18 +91,23 @@ impl Packing {
     /// Packs kernels `[out, in, kh, kw]` of a group, whose taps then come in the order `(ky, kx, in)`.
     pub(super) fn pack(&self, kernels: &[f32], window: usize, packed: &mut [f32]) {
         let inputs = self.taps / window;
-        for panel in 0..self.panels() {
+        self.fill(packed, |out, tap| kernels[(out * inputs + tap % inputs) * window + tap / inputs]);
+    }
+
+    /// Fills packed kernels with the value of each output channel and tap, zeros where a vector has more lanes.
+    pub(super) fn fill(&self, packed: &mut [f32], value: impl Fn(usize, usize) -> f32 + Sync) {
+        let panels = packed.par_chunks_mut(PANEL_VECTORS * self.lanes * self.taps).take(self.panels());
+        panels.enumerate().for_each(|(panel, packed)| {
             let width = self.vectors(panel) * self.lanes;
             let first = panel * PANEL_VECTORS * self.lanes;
-            let rows = packed[self.panel(panel)..].chunks_exact_mut(width).take(self.taps);
-            for (tap, row) in rows.enumerate() {
-                let (position, input) = (tap / inputs, tap % inputs);
-                for (lane, value) in row.iter_mut().enumerate() {
-                    let out = first + lane;
-                    *value = if out < self.out { kernels[(out * inputs + input) * window + position] } else { 0.0 };
+            for (tap, row) in packed.chunks_exact_mut(width).take(self.taps).enumerate() {
+                let channels = width.min(self.out - first);
+                for (lane, place) in row[..channels].iter_mut().enumerate() {
+                    *place = value(first + lane, tap);
                 }
+                row[channels..].fill(0.0);
             }
-        }
+        });
     }
 }
 
@@ -316,8 +323,7 @@ impl HeadConv {
     pub(super) fn run<I: Isa>(
         &self,
         isa: I,
-        arena: &Arena,
-        batch: usize,
+        (arena, batch): (&Arena, usize),
         (weights, bias): (Weights<'_>, Weights<'_>),
         zeros: *const f32,
         (threshold, outside): (Option<f32>, &Outside),
@@ -416,7 +422,8 @@ impl Job<'_> {
                         (own, chunk.taps.1, chunk.taps.0 * lengths.len() + chunk.parts.0)
                     };
                     let pointers = table.pointers.as_ptr().wrapping_add((tile * runs + first) * I::TILE_ROWS);
-                    let taps = Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 };
+                    let taps =
+                        Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 };
                     let between = between.wrapping_add(at * width);
                     let channel = self.group * packing.out + channel;
                     let place = Place {
@@ -511,9 +518,8 @@ impl Job<'_> {
             }
             for (i, pointer) in pointers.iter_mut().enumerate() {
                 let column = (first + i * stride.1).checked_sub(padding.1).filter(|column| *column < width);
-                *pointer = Pointer(column.map_or(self.zeros, |column| {
-                    line.wrapping_add((column >> part.shift) * view.pixel)
-                }));
+                *pointer =
+                    Pointer(column.map_or(self.zeros, |column| line.wrapping_add((column >> part.shift) * view.pixel)));
             }
         }
     }

@@ -26,7 +26,7 @@ fn exp_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     /// Adding it rounds to a whole number, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
     /// `2^f` for f within a half, to 7.5e-8: the polynomial of degree 5 of the least largest error, by Remez' algorithm.
-    const POWER: [f32; 5] = [9.675_541_3e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_469_7e-1, 1.000_000_1];
+    const POWER: [f32; 5] = [9.675_541e-3, 5.550_713_3e-2, 2.402_212e-1, 6.931_469_7e-1, 1.000_000_1];
     let t = isa.at_least(isa.mul(x, isa.splat(-std::f32::consts::LOG2_E)), isa.splat(-126.0));
     let shifted = isa.add(t, isa.splat(ROUND));
     let f = isa.sub(t, isa.sub(shifted, isa.splat(ROUND)));

@@ -134,14 +134,7 @@ const SAMPLES: usize = 2;
 
 impl Mix {
     /// Runs it for `batch` samples on the team; `scratch` is the thread's own.
-    pub(super) fn run<I: Isa>(
-        &self,
-        isa: I,
-        arena: &Arena,
-        batch: usize,
-        scratch: &mut [f32],
-        member: &Member<'_>,
-    ) {
+    pub(super) fn run<I: Isa>(&self, isa: I, arena: &Arena, batch: usize, scratch: &mut [f32], member: &Member<'_>) {
         let experts = self.router.bias.len();
         // Every thread computes all routing weights, for they are few: nobody has to wait.
         let (weights, hidden) = scratch.split_at_mut(batch * experts);

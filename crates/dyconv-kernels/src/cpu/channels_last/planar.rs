@@ -272,7 +272,9 @@ fn turn_in(arena: &Arena, view: &View, map: &[f32]) {
             for pixel in 0..count {
                 for channel in block..(block + 8).min(channels) {
                     // SAFETY: the view has a place for each channel of each pixel.
-                    unsafe { *to.add(pixel * channels + channel) = *map.get_unchecked(channel * pixels + first + pixel) };
+                    unsafe {
+                        *to.add(pixel * channels + channel) = *map.get_unchecked(channel * pixels + first + pixel)
+                    };
                 }
             }
         }

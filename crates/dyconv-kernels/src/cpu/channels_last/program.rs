@@ -18,9 +18,15 @@ use super::winograd::Winograd;
 /// Kernels and biases of a convolution, packed.
 #[derive(Debug)]
 pub(super) enum Kernel {
-    Shared { kernels: Lines, bias: Lines },
+    Shared {
+        kernels: Lines,
+        bias: Lines,
+    },
     /// Mixed by an earlier step: offset and values of a sample's.
-    Mixed { kernels: (usize, usize), biases: (usize, usize) },
+    Mixed {
+        kernels: (usize, usize),
+        biases: (usize, usize),
+    },
 }
 
 impl Kernel {
@@ -313,7 +319,7 @@ impl Run<'_> {
                 let Own { table, scratch } = own;
                 let zeros = self.program.zeros.as_ptr();
                 let own = (member, table, scratch.as_mut_ptr());
-                head.run(isa, arena, batch, kernel.weights(), zeros, boxes, own);
+                head.run(isa, (arena, batch), kernel.weights(), zeros, boxes, own);
             }
             Action::Export { output, view } => export(view, arena, batch, &self.outputs[*output], member),
             Action::Twin { inputs, output, run } => {
@@ -341,7 +347,7 @@ fn run_twin(arena: &Arena, batch: usize, inputs: &[Vec<Part>], output: &View, ru
                 for channel in 0..view.channels {
                     let plane = &mut map[(sample * channels + first + channel) * height * width..][..height * width];
                     for (index, value) in plane.iter_mut().enumerate() {
-                        let (y, x) = (index / width >> shift, index % width >> shift);
+                        let (y, x) = ((index / width) >> shift, (index % width) >> shift);
                         let place = sample * view.sample() + (y * view.width + x) * view.pixel + channel;
                         // SAFETY: the view lies in the program's memory.
                         *value = unsafe { *arena.at(view.offset + place) };

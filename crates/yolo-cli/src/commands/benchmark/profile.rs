@@ -17,7 +17,10 @@ pub(super) fn print(plan: &Plan, session: &mut PlanSession, input: &[f32]) -> an
     }
     let peak = peak_operations_per_second(plan.threads())?;
     println!("\npeak of {} threads: {:.1} GFLOP/s, measured", plan.threads(), peak / 1e9);
-    println!("{:<36} {:<26} {:>14} {:>9} {:>7} {:>8} {:>6}", "step", "kernel", "result", "ms", "share", "GFLOP/s", "peak");
+    println!(
+        "{:<36} {:<26} {:>14} {:>9} {:>7} {:>8} {:>6}",
+        "step", "kernel", "result", "ms", "share", "GFLOP/s", "peak"
+    );
     let median = |step: usize| {
         let mut times: Vec<u64> = runs.iter().map(|run| run[step]).collect();
         times.sort_unstable();
