@@ -3,7 +3,7 @@
 use candle_core::{DType, Device, Tensor};
 use proptest::prelude::*;
 use yolo_core::weights::Weights;
-use yolo_core::{Graph, Model, NetworkConfig};
+use yolo_core::{Graph, Model, NetworkConfig, Plan, PlanOptions};
 
 /// Numbers that users mistype, and those that they mean.
 fn number() -> impl Strategy<Value = String> {
@@ -127,10 +127,25 @@ fn try_network(text: &str) -> Result<bool, TestCaseError> {
     let x = Tensor::rand(0f32, 1.0, (2, graph.config().channels, height, width), &Device::Cpu).unwrap();
     let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
     let expected = shapes[graph.output().main()].elements();
-    let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
+    let model = Model::from_weights(graph.clone(), &weights, &Device::Cpu, DType::F32).unwrap();
     let output = model.run(&x);
     prop_assert!(output.is_ok(), "{:?}\n{}", output.err(), text);
-    prop_assert_eq!(output.unwrap().main.elem_count(), 2 * expected, "{}", text);
+    let output = output.unwrap().main;
+    prop_assert_eq!(output.elem_count(), 2 * expected, "{}", text);
+
+    // The compiled network is the same one.
+    let options = PlanOptions { batch: 2, size: (height, width), threads: Some(2), ..PlanOptions::default() };
+    let plan = Plan::compile(&graph, &weights, &options);
+    prop_assert!(plan.is_ok(), "{:?}\n{}", plan.err(), text);
+    let plan = plan.unwrap();
+    let planned = plan.forward(&mut plan.session().unwrap(), &x, None);
+    prop_assert!(planned.is_ok(), "{:?}\n{}", planned.err(), text);
+    let values = |tensor: &Tensor| tensor.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+    let (planned, output) = (values(&planned.unwrap().main), values(&output));
+    let largest = output.iter().fold(1e-3f32, |largest, value| largest.max(value.abs()));
+    for (planned, value) in planned.iter().zip(&output) {
+        prop_assert!((planned - value).abs() <= 1e-4 * largest, "{} instead of {}\n{}", planned, value, text);
+    }
     Ok(true)
 }
 
