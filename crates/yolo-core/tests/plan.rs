@@ -96,7 +96,9 @@ fn networks_of_the_zoo() {
         let weights = random_weights(&graph);
         let stride = graph.stride();
         let sizes = [(1, stride, 2 * stride), (3, stride, stride)];
-        for (batch, height, width) in sizes {
+        // The smallest ones at two sizes, the others once.
+        let count = if name.starts_with("yolov5n") { 2 } else { 1 };
+        for (batch, height, width) in sizes.into_iter().take(count) {
             let x = wave([batch, 3, height, width]);
             let model = Model::from_weights(graph.clone(), &weights, &Device::Cpu, DType::F32).unwrap();
             let expected = model.run(&x).unwrap();
