@@ -6,6 +6,7 @@ use std::fmt::Write;
 use std::io::Cursor;
 use std::path::Path;
 
+use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
 use serde::Serialize;
 use yolo_core::picture::{self, Style};
@@ -122,16 +123,14 @@ pub(crate) fn picture_ending(file: &Path) -> String {
 
 /// Encodes a picture in the format of a file name's ending; JPEG where it names none.
 fn encode(image: &RgbImage, file: &Path) -> anyhow::Result<Vec<u8>> {
+    let mut bytes = Cursor::new(Vec::new());
     let format = file.extension().and_then(ImageFormat::from_extension).filter(ImageFormat::writing_enabled);
-    let unfit = |problem: String| Error::picture(file, format!("the drawn picture cannot be encoded: {problem}"));
     match format {
-        Some(format) if format != ImageFormat::Jpeg => {
-            let mut bytes = Cursor::new(Vec::new());
-            image.write_to(&mut bytes, format).map_err(|error| unfit(error.to_string()))?;
-            Ok(bytes.into_inner())
-        }
-        _ => Ok(picture::encode_jpeg(image, JPEG_QUALITY).map_err(|error| unfit(error.to_string()))?),
+        Some(format) if format != ImageFormat::Jpeg => image.write_to(&mut bytes, format),
+        _ => image.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)),
     }
+    .map_err(|error| Error::picture(file, format!("the drawn picture cannot be encoded: {error}")))?;
+    Ok(bytes.into_inner())
 }
 
 /// One line of a label file, fractions computed in f32 and printed with `%g` as YOLOv5 does.

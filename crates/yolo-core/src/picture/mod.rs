@@ -6,7 +6,6 @@
 
 mod draw;
 mod font;
-mod jpeg;
 mod letterbox;
 mod read;
 pub mod reference;
@@ -14,7 +13,6 @@ mod resize;
 mod write;
 
 pub use draw::{PALETTE, Style, annotate, colour};
-pub use jpeg::encode_jpeg;
 pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, letterbox_shape, to_tensor};
 pub use read::{MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;

@@ -1,12 +1,13 @@
 //! Cutting pictures out and writing them to files.
 
-use std::io::Write;
+use std::fs::File;
+use std::io::BufWriter;
 use std::path::Path;
 
+use image::codecs::jpeg::JpegEncoder;
 use image::codecs::png::PngEncoder;
-use image::{ImageError, RgbImage, imageops};
+use image::{ImageError, ImageResult, RgbImage, imageops};
 
-use super::encode_jpeg;
 use crate::files::write_whole;
 use crate::post::clip_boxes;
 use crate::{Error, Result};
@@ -43,12 +44,11 @@ pub fn crop(image: &RgbImage, bbox: [f32; 4]) -> Result<RgbImage> {
 /// [`Error::Argument`] where the quality is out of its range, [`Error::Picture`] where JPEG cannot hold the picture,
 /// [`Error::Io`] where the file cannot be written.
 pub fn save_jpeg(path: impl AsRef<Path>, image: &RgbImage, quality: u8) -> Result<()> {
-    let path = path.as_ref();
-    let bytes = encode_jpeg(image, quality).map_err(|error| match error {
-        Error::Argument { argument: "picture", problem } => Error::picture(path, problem),
-        error => error,
-    })?;
-    write_whole(path, |out| out.write_all(&bytes).map_err(|source| Error::io(path, source)))
+    if !(1..=100).contains(&quality) {
+        let problem = format!("{quality} is not a JPEG quality from 1 to 100");
+        return Err(Error::Argument { argument: "quality", problem });
+    }
+    save(path.as_ref(), |out| image.write_with_encoder(JpegEncoder::new_with_quality(out, quality)))
 }
 
 /// Writes a PNG file; it appears whole or not at all.
@@ -56,9 +56,12 @@ pub fn save_jpeg(path: impl AsRef<Path>, image: &RgbImage, quality: u8) -> Resul
 /// # Errors
 /// [`Error::Picture`] where PNG cannot hold the picture, [`Error::Io`] where the file cannot be written.
 pub fn save_png(path: impl AsRef<Path>, image: &RgbImage) -> Result<()> {
-    let path = path.as_ref();
+    save(path.as_ref(), |out| image.write_with_encoder(PngEncoder::new(out)))
+}
+
+fn save(path: &Path, encode: impl FnOnce(&mut BufWriter<File>) -> ImageResult<()>) -> Result<()> {
     write_whole(path, |out| {
-        image.write_with_encoder(PngEncoder::new(out)).map_err(|error| match error {
+        encode(out).map_err(|error| match error {
             ImageError::IoError(source) => Error::io(path, source),
             error => Error::picture(path, format!("cannot be written: {error}")),
         })
