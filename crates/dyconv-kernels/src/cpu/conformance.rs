@@ -90,7 +90,7 @@ impl Case {
 }
 
 /// Values from -1 to 1 that look random.
-fn noise(count: usize, seed: u32) -> Vec<f32> {
+pub(super) fn noise(count: usize, seed: u32) -> Vec<f32> {
     let mut state = seed.wrapping_mul(2_654_435_761) | 1;
     let next = |_| {
         state ^= state << 13;

@@ -33,6 +33,8 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     fn at_least(self, x: Self::F32, low: Self::F32) -> Self::F32;
     /// The smaller of each pair; `x` where it is NaN.
     fn at_most(self, x: Self::F32, high: Self::F32) -> Self::F32;
+    /// The larger of each pair; NaN where either is.
+    fn largest(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `power` with the lowest bits of `exponent`, as bits, added to its exponent.
     fn scale_by_bits(self, power: Self::F32, exponent: Self::F32) -> Self::F32;
     /// [`Isa::LANES`] values from `x` on.

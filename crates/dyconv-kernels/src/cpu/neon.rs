@@ -87,6 +87,12 @@ unsafe impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn largest(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON, whose maximum is NaN where either operand is.
+        unsafe { float32x4x2_t(vmaxq_f32(a.0, b.0), vmaxq_f32(a.1, b.1)) }
+    }
+
+    #[inline(always)]
     fn scale_by_bits(self, power: float32x4x2_t, exponent: float32x4x2_t) -> float32x4x2_t {
         #[inline(always)]
         fn half(power: float32x4_t, exponent: float32x4_t) -> float32x4_t {

@@ -65,6 +65,11 @@ unsafe impl Isa for Scalar {
     }
 
     #[inline(always)]
+    fn largest(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if a[i] > b[i] || a[i].is_nan() { a[i] } else { b[i] })
+    }
+
+    #[inline(always)]
     fn scale_by_bits(self, power: [f32; 8], exponent: [f32; 8]) -> [f32; 8] {
         std::array::from_fn(|i| f32::from_bits(power[i].to_bits().wrapping_add(exponent[i].to_bits() << 23)))
     }

@@ -97,6 +97,13 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    fn largest(self, a: __m256, b: __m256) -> __m256 {
+        // Of two operands of which one is NaN the instruction gives the second: `b`, so that only a NaN of `a` is lost.
+        // SAFETY: the token proves AVX2.
+        unsafe { _mm256_blendv_ps(_mm256_max_ps(a, b), a, _mm256_cmp_ps::<_CMP_UNORD_Q>(a, a)) }
+    }
+
+    #[inline(always)]
     fn scale_by_bits(self, power: __m256, exponent: __m256) -> __m256 {
         // SAFETY: the token proves AVX2.
         unsafe {
@@ -212,6 +219,17 @@ unsafe impl Isa for Avx512 {
         // Of two operands of which one is NaN the instruction gives the second.
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_min_ps(high, x) }
+    }
+
+    #[inline(always)]
+    fn largest(self, a: __m512, b: __m512) -> __m512 {
+        if cfg!(miri) {
+            // The interpreter lacks the instruction.
+            return lane_by_lane(self, a, b, |a, b| if a > b || a.is_nan() { a } else { b });
+        }
+        // As on AVX2.
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_mask_mov_ps(_mm512_max_ps(a, b), _mm512_cmp_ps_mask::<_CMP_UNORD_Q>(a, a), a) }
     }
 
     #[inline(always)]

@@ -1,5 +1,7 @@
 //! From descriptions of steps to a program: kernels packed, scratch reserved, places checked.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::super::isa::Isa;
 use super::super::{IsaName, Job, chosen, with};
 use super::convert::{Decode, Import};
@@ -155,6 +157,12 @@ impl std::fmt::Debug for Builder {
     }
 }
 
+/// Each program has a number of its own, by which its sessions are told from others'.
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
 fn whole_lines(values: usize) -> usize {
     values.next_multiple_of(LINE)
 }
@@ -301,8 +309,11 @@ impl Builder {
     /// Where sizes do not fit, or places overlap.
     pub fn pools(&mut self, name: &str, input: View, pools: Vec<(Pool, View)>) {
         let mut from = input;
+        // Tasks run through all pools without waiting for each other, so no place may serve twice.
+        let mut read: Vec<Part> = vec![input.into()];
         for (pool, output) in &pools {
-            self.check_apart(&[from.into()], output);
+            self.check_apart(&read, output);
+            read.push((*output).into());
             assert_eq!(from.channels, output.channels);
             let size = |size: usize| (size + 2 * pool.padding - pool.kernel) / pool.stride + 1;
             assert_eq!((size(from.height), size(from.width)), (output.height, output.width));
@@ -388,6 +399,7 @@ impl Builder {
         }
         Program {
             isa: self.isa,
+            number: next_number(),
             actions: self.actions,
             steps: self.steps,
             batch: self.batch,

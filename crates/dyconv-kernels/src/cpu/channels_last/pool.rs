@@ -13,7 +13,7 @@ pub(super) struct Pools {
     pub(super) pools: Vec<(Pool, View)>,
 }
 
-/// A max-pool; padding counts as minus infinity.
+/// A max-pool; padding counts as minus infinity, and NaN is above all.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
     /// Window.
@@ -77,8 +77,7 @@ impl Pool {
                         let place = (row * input.width + column) * input.pixel;
                         // SAFETY: the pixel lies in the map and has `count` more channels.
                         let value = unsafe { load_part(isa, start.wrapping_add(place), count) };
-                        // NaN stays once it has come.
-                        most = isa.at_least(value, most);
+                        most = isa.largest(most, value);
                     }
                 }
                 // SAFETY: the output has a place for each pixel.

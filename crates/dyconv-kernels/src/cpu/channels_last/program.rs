@@ -73,6 +73,8 @@ pub struct Step {
 
 /// A list of steps, checked and packed for an instruction set.
 pub struct Program {
+    /// No other program has it.
+    pub(super) number: u64,
     pub(super) isa: IsaName,
     pub(super) actions: Vec<Action>,
     pub(super) steps: Vec<Step>,
@@ -105,6 +107,8 @@ struct Own {
 
 /// Memory and threads of one run of a program at a time.
 pub struct Session {
+    /// Of the program that it was made for.
+    program: u64,
     memory: Lines,
     own: Vec<Own>,
     team: Team,
@@ -185,6 +189,7 @@ impl Program {
             own.push(one);
         }
         Ok(Session {
+            program: self.number,
             memory: Lines::zeros(self.memory),
             own,
             team: Team::new(self.threads)?,
@@ -209,8 +214,9 @@ impl Program {
         if !outputs.iter().map(|output| output.len()).eq(self.outputs.iter().copied()) {
             return Err(format!("outputs: expected slices of {:?} values", self.outputs));
         }
-        let Session { memory, own, team, times } = session;
-        if memory.len() != self.memory || own.len() != self.threads || times.len() != self.actions.len() {
+        let Session { program, memory, own, team, times } = session;
+        // Its memory, tables and scratch are as large as that program needs, and no larger.
+        if *program != self.number {
             return Err("the session was made for another program".into());
         }
         let mut outside = [const { Outside::none() }; MAX_OUTPUTS];

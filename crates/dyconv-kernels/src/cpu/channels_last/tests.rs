@@ -1,20 +1,9 @@
 //! Programs of one convolution and of the other steps, on every instruction set of the machine, against loops in f64.
 
+use super::super::conformance::noise;
 use super::super::{IsaName, available};
 use super::*;
 use crate::Routing;
-
-/// Values from -1 to 1 that look random.
-pub(super) fn noise(count: usize, seed: u32) -> Vec<f32> {
-    let mut state = seed.wrapping_mul(2_654_435_761) | 1;
-    let next = |_| {
-        state ^= state << 13;
-        state ^= state >> 17;
-        state ^= state << 5;
-        (state >> 8) as f32 / (1 << 23) as f32 - 1.0
-    };
-    (0..count).map(next).collect()
-}
 
 /// A convolution to try.
 #[derive(Debug, Clone, Copy)]
@@ -322,6 +311,95 @@ fn winograd_convolution_is_its_definition() {
 #[test]
 fn depthwise_convolution_is_its_definition() {
     random(Algorithm::Depthwise, CASES, 2e-6);
+}
+
+/// A convolution that reads an enlarged map and another one gives what it gives on both copied into one.
+#[test]
+fn enlarged_parts_are_read_where_they_lie() {
+    let window = |kernel, padding| Window { kernel, stride: (1, 1), padding, dilation: (1, 1) };
+    for (window, out) in [(window((1, 1), (0, 0)), 19), (window((3, 2), (1, 1)), 5)] {
+        for isa in available() {
+            let (small, large) = (View::dense(0, 3, 4, 5), View::dense(200, 6, 8, 7));
+            let joined = View::dense(1000, 6, 8, 12);
+            let width = 8 + 2 * window.padding.1 - window.kernel.1 + 1;
+            let output = |offset| View::dense(offset, 6 + 2 * window.padding.0 - window.kernel.0 + 1, width, out);
+            let kernels = noise(out * 12 * window.kernel.0 * window.kernel.1, 3);
+            let parts = vec![Part { view: small, shift: 1 }, large.into()];
+            let mut builder = Builder::for_isa(isa, 1, 2, 8000);
+            builder.import(small, (0, 0));
+            builder.import(large, (0, 0));
+            builder.pointwise("join", parts.clone(), joined, None, Act::Identity, None);
+            for (inputs, output) in [(parts, output(2000)), (vec![joined.into()], output(5000))] {
+                builder.convolution(&Convolution {
+                    name: "conv",
+                    window,
+                    groups: 1,
+                    inputs,
+                    output,
+                    residual: None,
+                    act: Act::Silu,
+                    kernels: Kernels::Fixed { kernels: &kernels, bias: &[] },
+                    algorithm: Algorithm::Direct,
+                });
+                builder.export("out", output);
+            }
+            builder.export("joined", joined);
+            let program = builder.finish();
+            let (x, z) = (noise(60, 1), noise(336, 2));
+            let values = out * output(0).height * width;
+            let (mut a, mut b, mut c) = (vec![0.0; values], vec![1.0; values], vec![0.0; 12 * 48]);
+            let mut session = program.session().unwrap();
+            program.run(&mut session, &[&x, &z], &mut [&mut a, &mut b, &mut c], RunOptions::default()).unwrap();
+            assert!(a == b, "{window:?} on {}", isa.name());
+            let enlarged = |i: usize| x[i / 48 * 12 + i % 48 / 8 / 2 * 4 + i % 8 / 2];
+            assert!((0..5 * 48).all(|i| c[i] == enlarged(i)) && c[5 * 48..] == z, "{}", isa.name());
+        }
+    }
+}
+
+/// Pools in a row against their definition; NaN is above all, as in PyTorch.
+#[test]
+fn pools_keep_what_is_no_number() {
+    for isa in available() {
+        let (input, pool) = (View::dense(0, 5, 7, 19), Pool { kernel: 3, stride: 1, padding: 1 });
+        let views = [View::dense(1000, 5, 7, 19), View::dense(2000, 5, 7, 19)];
+        let mut builder = Builder::for_isa(isa, 1, 2, 3000);
+        builder.import(input, (0, 0));
+        builder.pools("pools", input, views.map(|view| (pool, view)).to_vec());
+        views.iter().for_each(|view| builder.export("out", *view));
+        let program = builder.finish();
+        let mut x = noise(5 * 7 * 19, 4);
+        x[17] = f32::NAN;
+        x[200] = f32::INFINITY;
+        let pooled = |x: &[f32]| -> Vec<f32> {
+            let at = |i: usize| {
+                let (plane, y, column) = (i / 35 * 35, i % 35 / 7, i % 7);
+                let window = (y.saturating_sub(1)..(y + 2).min(5))
+                    .flat_map(|y| (column.saturating_sub(1)..(column + 2).min(7)).map(move |c| x[plane + y * 7 + c]));
+                window.fold(f32::NEG_INFINITY, |m, v| if m.is_nan() || v.is_nan() { f32::NAN } else { m.max(v) })
+            };
+            (0..x.len()).map(at).collect()
+        };
+        let (mut a, mut b) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        let mut session = program.session().unwrap();
+        program.run(&mut session, &[&x], &mut [&mut a, &mut b], RunOptions::default()).unwrap();
+        let bits = |values: &[f32]| values.iter().map(|v| if v.is_nan() { 1 } else { v.to_bits() }).collect::<Vec<_>>();
+        assert_eq!(bits(&a), bits(&pooled(&x)), "{}", isa.name());
+        assert_eq!(bits(&b), bits(&pooled(&pooled(&x))), "{}", isa.name());
+    }
+}
+
+/// A session's memory is as large as its own program needs.
+#[test]
+fn sessions_of_other_programs_are_refused() {
+    let program = |channels: usize| {
+        let mut builder = Builder::new(1, 1, 64);
+        builder.import(View::dense(0, 1, 1, channels), (0, 0));
+        builder.finish()
+    };
+    let (one, other) = (program(3), program(3));
+    let problem = other.run(&mut one.session().unwrap(), &[&[1.0; 3]], &mut [], RunOptions::default());
+    assert!(problem.unwrap_err().contains("another program"));
 }
 
 /// Large enough for several chunks and shares; the number of threads must not change a bit.
