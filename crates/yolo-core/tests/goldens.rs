@@ -1,9 +1,12 @@
 //! Every module of the zoo, and whole networks, against PyTorch.
 
+mod compare;
+
 use std::path::{Path, PathBuf};
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::Module;
+use compare::difference;
 use yolo_core::weights::Weights;
 use yolo_core::{Graph, Model, NetworkConfig};
 
@@ -19,18 +22,6 @@ fn cases() -> Vec<PathBuf> {
     let mut cases: Vec<_> = files.filter(|path| path.extension().is_some_and(|e| e == "yaml")).collect();
     cases.sort();
     cases
-}
-
-/// The largest difference as a part of the largest value; NaN counts as infinite.
-fn difference(got: &Tensor, expected: &Tensor) -> f32 {
-    assert_eq!(got.dims(), expected.dims());
-    let values = |t: &Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
-    let (got, expected) = (values(got), values(expected));
-    let largest = expected.iter().fold(0.0f32, |max, v| max.max(v.abs()));
-    got.iter().zip(&expected).fold(0.0f32, |max, (g, e)| {
-        let difference = (g - e).abs();
-        if difference.is_nan() { f32::INFINITY } else { max.max(difference) }
-    }) / largest
 }
 
 /// As they are, and with batch normalisation folded into the convolutions.

@@ -12,10 +12,10 @@ use candle_core::{DType, Device, Tensor};
 use clap::builder::RangedU64ValueParser;
 use clap::{ArgAction, ValueEnum};
 use serde_json::json;
-use yolo_core::weights::{NetworkMetadata, Weights};
-use yolo_core::{Graph, Model, NetworkConfig, Plan, PlanOptions, PlanSession};
+use yolo_core::weights::Weights;
+use yolo_core::{Graph, Model, Plan, PlanOptions, PlanSession};
 
-use crate::fetch;
+use super::network;
 
 /// Runs that are not timed, and for how long there are more of them, where --warmup does not say.
 const WARM_UP: Length = Length { runs: 2, time: Duration::from_millis(300) };
@@ -211,7 +211,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let threads = rayon::current_num_threads();
 
     let start = Instant::now();
-    let (graph, weights) = load(args)?;
+    let (graph, weights) = network::open(args.cfg.as_deref(), args.weights.as_deref(), SEED)?;
     let load_ms = milliseconds(start);
     let (stem, channels) = (graph.config().stem().to_owned(), graph.config().channels);
     let gflop = graph.cost(height, width)?.iter().map(|cost| cost.total()).sum::<f64>() * args.batch as f64 / 1e9;
@@ -258,22 +258,6 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         println!("{line}");
     }
     Ok(ExitCode::SUCCESS)
-}
-
-fn load(args: &Args) -> anyhow::Result<(Graph, Weights)> {
-    let weights =
-        args.weights.as_deref().map(|name| anyhow::Ok(Weights::open(fetch::resolve_weights(name)?)?)).transpose()?;
-    let config = match (&args.cfg, &weights) {
-        (Some(cfg), _) => NetworkConfig::open(cfg)?,
-        (None, Some(weights)) => NetworkConfig::of_weights(weights)?,
-        (None, None) => bail!("--cfg: name a network"),
-    };
-    let graph = Graph::new(&config)?;
-    let weights = match weights {
-        Some(weights) => weights,
-        None => Weights::from_tensors(graph.init(SEED, &Device::Cpu)?, NetworkMetadata::default()),
-    };
-    Ok((graph, weights))
 }
 
 /// Values from 0 to 1, the same ones each time.

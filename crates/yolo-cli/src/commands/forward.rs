@@ -6,9 +6,10 @@ use std::process::ExitCode;
 use anyhow::{Context, bail};
 use candle_core::{DType, Device, Tensor};
 use yolo_core::weights::{NetworkMetadata, Weights, save};
-use yolo_core::{Graph, Model, NetworkConfig, Outputs, Plan, PlanOptions};
+use yolo_core::{Graph, Model, Outputs, Plan, PlanOptions};
 
-use crate::{device, fetch};
+use super::network;
+use crate::device;
 
 /// Run a network on the tensor `input` of a safetensors file and write what it gives.
 ///
@@ -60,18 +61,7 @@ enum Engine {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let device = device::open(&args.device)?;
-    let weights =
-        args.weights.as_deref().map(|name| anyhow::Ok(Weights::open(fetch::resolve_weights(name)?)?)).transpose()?;
-    let config = match (&args.cfg, &weights) {
-        (Some(cfg), _) => NetworkConfig::open(cfg)?,
-        (None, Some(weights)) => NetworkConfig::of_weights(weights)?,
-        (None, None) => bail!("--cfg: name a network"),
-    };
-    let graph = Graph::new(&config)?;
-    let weights = match weights {
-        Some(weights) => weights,
-        None => Weights::from_tensors(graph.init(args.seed, &Device::Cpu)?, NetworkMetadata::default()),
-    };
+    let (graph, weights) = network::open(args.cfg.as_deref(), args.weights.as_deref(), args.seed)?;
     let input = Weights::open(&args.input)?.tensor("input", DType::F32, &device)?;
     let engine = args.engine.unwrap_or(if device.is_cpu() { Engine::Plan } else { Engine::Candle });
     let outputs = match engine {

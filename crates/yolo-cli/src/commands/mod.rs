@@ -4,5 +4,6 @@ pub(crate) mod benchmark;
 pub(crate) mod convert;
 pub(crate) mod fetch;
 pub(crate) mod forward;
+mod network;
 pub(crate) mod predict;
 pub(crate) mod summary;
