@@ -103,16 +103,22 @@ fn networks_of_the_zoo() {
 /// Layers that are asked for are what the model gives, though they would be fused away otherwise.
 #[test]
 fn features_are_those_of_the_model() {
-    let graph = Graph::new(&NetworkConfig::open("yolov5n_C3_GhostDynamicConv").unwrap()).unwrap();
-    let weights = random_weights(&graph);
-    let x = wave([1, 3, 64, 96]);
-    let layers: Vec<usize> = (0..graph.layers().len() - 1).collect();
-    let options = PlanOptions { size: (64, 96), features: layers.clone(), ..PlanOptions::default() };
-    let plan = Plan::compile(&graph, &weights, &options).unwrap();
-    let got = plan.forward(&mut plan.session().unwrap(), &x, None).unwrap();
-    let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
-    let expected = model.run_with_features(&x, &layers).unwrap();
-    for (layer, (got, expected)) in got.features.iter().zip(&expected.features).enumerate() {
-        assert!(difference(got, expected) < TOLERANCE, "layer {layer}");
+    // In the first, a layer's result goes into the next layer's operation and nowhere else.
+    let fused = "nc: 1\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: 3\nhead: []\nbackbone:\n  - [-1, 1, nn.Conv2d, [3, 8, 3, 1, 1]]\n  - [-1, 1, nn.BatchNorm2d, []]\n  - [-1, 1, nn.MaxPool2d, [3, 1, 1]]\n  - [-1, 1, nn.MaxPool2d, [3, 1, 1]]\n  - [-1, 1, Conv, [8]]\n";
+    let fused = NetworkConfig::parse("fused.yaml", fused).unwrap();
+    for config in [fused, NetworkConfig::open("yolov5n_C3_GhostDynamicConv").unwrap()] {
+        let graph = Graph::new(&config).unwrap();
+        let weights = random_weights(&graph);
+        let x = wave([1, 3, 64, 96]);
+        let layers: Vec<usize> = (0..graph.layers().len() - 1).collect();
+        let options = PlanOptions { size: (64, 96), features: layers.clone(), ..PlanOptions::default() };
+        let plan = Plan::compile(&graph, &weights, &options).unwrap();
+        let got = plan.forward(&mut plan.session().unwrap(), &x, None).unwrap();
+        let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
+        let expected = model.run_with_features(&x, &layers).unwrap();
+        for (layer, (got, expected)) in got.features.iter().zip(&expected.features).enumerate() {
+            let difference = difference(got, expected);
+            assert!(difference < TOLERANCE, "{} layer {layer}: {difference:e}", config.name);
+        }
     }
 }
