@@ -1,0 +1,5 @@
+//! Data sets: labels, augmentation, batches.
+
+pub mod batch;
+
+pub use batch::{Batch, Masks, Target};
