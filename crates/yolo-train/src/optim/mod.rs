@@ -1,1 +1,15 @@
-//! Optimisers, schedules and the moving average of weights.
+//! From gradients to new weights: optimisers with YOLOv5's groups of parameters, schedules, the running average of the weights,
+//! and when to stop.
+
+mod ema;
+mod elementwise;
+mod optimizer;
+mod schedule;
+mod stopping;
+
+pub use ema::Ema;
+pub use optimizer::{Group, Optimizer, OptimizerKind, Parameter};
+pub use schedule::{Rates, Schedule};
+pub use stopping::EarlyStopping;
+
+pub(crate) use elementwise::{blend, same_device_copy};
