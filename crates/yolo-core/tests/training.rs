@@ -139,8 +139,9 @@ fn running_statistics_lead_from_training_to_evaluation() {
             assert_eq!(evaluated.dims(), trained.dims());
             let (evaluated, trained) = (values(evaluated), values(trained));
             let largest = trained.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+            // Evaluation makes its scales and shifts in f32.
             let worst = evaluated.iter().zip(&trained).fold(0.0f64, |max, (e, t)| max.max((e - t).abs()));
-            assert!(worst < 1e-9 * largest, "{name}: {worst} of {largest}");
+            assert!(worst < 1e-5 * largest, "{name}: {worst} of {largest}");
         }
         assert_eq!(outputs.prototypes.is_some(), trained.prototypes.is_some());
         // Objectness of the first row.
