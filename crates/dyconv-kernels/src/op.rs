@@ -1,6 +1,6 @@
 //! The convolution as an operation of Candle: shapes checked here, kernels of [`crate::cpu`] underneath, gradients of its own.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Storage, Tensor, bail};
 
 use crate::ConvConfig;
 use crate::cpu::{self, ConvShape, Epilogue, Kernels};
@@ -233,6 +233,20 @@ impl CustomOp2 for Convolution {
 pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core::Result<&'a [f32]> {
     let Some((start, end)) = layout.contiguous_offsets() else { bail!("convolution: expected contiguous tensors") };
     Ok(&storage.as_slice::<f32>()?[start..end])
+}
+
+/// Calls `f` with the values of contiguous tensors of f32 on the CPU.
+pub(crate) fn with_values<const N: usize, T>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> T,
+) -> candle_core::Result<T> {
+    let stored = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for (values, (storage, layout)) in slices.iter_mut().zip(&stored) {
+        let Storage::Cpu(storage) = &**storage else { bail!("expected tensors on the CPU") };
+        *values = slice(storage, layout)?;
+    }
+    Ok(f(slices))
 }
 
 /// The transposed convolution of the gradient, cut or filled to the input's size.

@@ -4,6 +4,7 @@
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
+mod batch_norm;
 pub mod channels_last;
 #[cfg(test)]
 mod conformance;
@@ -18,6 +19,7 @@ mod planes;
 mod pool;
 mod route;
 mod scalar;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -32,6 +34,7 @@ use std::thread::LocalKey;
 
 use crate::ConvConfig;
 
+pub use batch_norm::{NormShape, Statistics, batch_norm_backward, batch_norm_training};
 use channels_last::planar;
 pub use isa::IsaName;
 pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
@@ -339,6 +342,27 @@ impl Job for Map<'_> {
             Unary::Sigmoid => activation::sigmoid(isa, self.x, self.y),
             Unary::Silu => activation::silu(isa, self.x, self.y),
         }
+    }
+}
+
+/// The gradient for `x` of SiLU, from that for its result; all slices are as long.
+pub(crate) fn silu_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    assert!([x.len(), dy.len()] == [dx.len(); 2]);
+    if with(chosen(), SiluBackward { x, dy, dx }).is_none() {
+        unreachable!("the chosen instruction set was not found on this CPU");
+    }
+}
+
+struct SiluBackward<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl Job for SiluBackward<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        activation::silu_backward(isa, self.x, self.dy, self.dx);
     }
 }
 
