@@ -1,5 +1,25 @@
 //! Data sets: labels, augmentation, batches.
+//!
+//! [`DatasetConfig`] reads the YAML, [`Dataset`] the labels of one of its splits, and a [`Loader`] makes batches of them.
 
+pub mod augment;
 pub mod batch;
+mod cache;
+pub mod dataset;
+pub mod fill;
+pub mod labels;
+pub mod loader;
+mod make;
+mod masks;
+mod order;
+mod pictures;
+pub mod resize;
+pub mod rng;
+mod sample;
+pub mod set;
 
-pub use batch::{Batch, Masks, Target};
+pub use batch::{Batch, Masks, Origin, Target};
+pub use dataset::{DatasetConfig, Split, label_path};
+pub use labels::Labels;
+pub use loader::{Epoch, Loader, LoaderOptions, MaskOptions, PictureCache};
+pub use set::{Dataset, LabelCounts};
