@@ -159,12 +159,13 @@ fn focal_smoothed_and_weighed_as_the_plain_twin() {
     assert_near("its gradient", &gradient, &expected, TOLERANCE);
 }
 
-/// A small step against the gradient lowers the loss, whatever measures the boxes.
+/// A small step against the gradient lowers the loss, whatever measures the boxes. But for Focal-EIoU: its weight grows as the
+/// box gets better, and is held fixed in the gradient.
 #[test]
 fn every_box_loss_falls_along_its_gradient() {
     let golden = Golden::open("loss_detect");
     let hyp = Hyp { obj: 0.0, cls: 0.0, ..Hyp::default() };
-    for (name, kind) in BoxLoss::NAMES {
+    for (name, kind) in BoxLoss::NAMES.into_iter().filter(|(_, kind)| *kind != BoxLoss::FocalEiou) {
         let levels = ["p3", "p4", "p5"].map(|name| golden.var(name));
         let loss = Loss::new(&hyp, 5, 0, golden.anchors(), kind);
         let value = |levels: &[Tensor]| loss.compute(levels, None, &golden.targets(), None).unwrap();

@@ -12,4 +12,5 @@ pub use optimizer::{Group, Optimizer, OptimizerKind, Parameter};
 pub use schedule::{Rates, Schedule};
 pub use stopping::EarlyStopping;
 
-pub(crate) use elementwise::{blend, same_device_copy};
+pub(crate) use elementwise::blend;
+pub(crate) use schedule::NOMINAL_BATCH;

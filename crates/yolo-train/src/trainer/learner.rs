@@ -308,7 +308,7 @@ mod tests {
         learner.set_anchors(&[vec![[8.0, 9.5], [40.0, 50.0]]]).unwrap();
         assert_eq!(learner.anchors_in_pixels().unwrap(), [[[8.0, 9.5], [40.0, 50.0]]]);
         let yaml = learner.config().unwrap().to_yaml();
-        assert!(yaml.contains("8.0, 9.5, 40.0, 50.0"), "{yaml}");
+        assert!(yaml.contains("[8, 9.5, 40, 50]"), "{yaml}");
         let average = learner.average().param("model.2.anchors").unwrap().flatten_all().unwrap();
         assert_eq!(average.to_vec1::<f32>().unwrap(), [1.0, 1.1875, 5.0, 6.25]);
     }

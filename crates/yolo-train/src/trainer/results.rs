@@ -79,7 +79,7 @@ fn entropy(weights: &Tensor) -> Result<f64> {
 #[derive(Debug)]
 pub(super) struct Results {
     file: PathBuf,
-    header: String,
+    masks: bool,
     rows: Vec<String>,
 }
 
@@ -90,23 +90,27 @@ pub(super) struct Row<'a> {
     /// None where the epoch was not validated.
     pub(super) validation: Option<(&'a Report, LossParts)>,
     pub(super) learning_rates: [f64; 3],
-    pub(super) masks: bool,
 }
 
 impl Results {
-    /// An empty table, for a network that routes by `routers`.
-    pub(super) fn new(folder: &Path, masks: bool, routers: &[String]) -> Self {
+    /// An empty table, of a network that makes masks or not.
+    pub(super) fn new(folder: &Path, masks: bool) -> Self {
+        Self { file: folder.join("results.csv"), masks, rows: Vec::new() }
+    }
+
+    /// YOLOv5's columns, and one a router of the network.
+    fn header(&self, sums: &EpochSums) -> String {
         let metrics = ["precision", "recall", "mAP_0.5", "mAP_0.5:0.95"];
-        let losses: &[&str] = if masks { &["box", "seg", "obj", "cls"] } else { &["box", "obj", "cls"] };
+        let losses: &[&str] = if self.masks { &["box", "seg", "obj", "cls"] } else { &["box", "obj", "cls"] };
         let mut columns = vec!["epoch".to_owned()];
         columns.extend(losses.iter().map(|loss| format!("train/{loss}_loss")));
-        for end in if masks { &["(B)", "(M)"][..] } else { &[""][..] } {
+        for end in if self.masks { &["(B)", "(M)"][..] } else { &[""][..] } {
             columns.extend(metrics.iter().map(|metric| format!("metrics/{metric}{end}")));
         }
         columns.extend(losses.iter().map(|loss| format!("val/{loss}_loss")));
         columns.extend((0..3).map(|group| format!("x/lr{group}")));
-        columns.extend(routers.iter().map(|router| format!("routing/{router}")));
-        Self { file: folder.join("results.csv"), header: line(&columns), rows: Vec::new() }
+        columns.extend(sums.routing.iter().map(|(router, _)| format!("routing/{router}")));
+        line(&columns)
     }
 
     /// Takes the rows of a cut run's file up to an epoch; those of later epochs come again.
@@ -126,13 +130,13 @@ impl Results {
     pub(super) fn add(&mut self, row: &Row<'_>) -> Result<()> {
         let losses = |parts: LossParts| {
             let [b, m, o, c] = [parts.boxes, parts.masks, parts.objectness, parts.classes].map(f64::from);
-            if row.masks { vec![b, m, o, c] } else { vec![b, o, c] }
+            if self.masks { vec![b, m, o, c] } else { vec![b, o, c] }
         };
         let mut values = losses(row.sums.means());
         let (report, validation) = row.validation.map_or((None, LossParts::default()), |(r, parts)| (Some(r), parts));
         let boxes = report.map(|report| report.boxes.mean).unwrap_or_default();
         let masks = report.and_then(|report| report.masks.as_ref()).map(|masks| masks.mean).unwrap_or_default();
-        for metrics in if row.masks { &[boxes, masks][..] } else { &[boxes][..] } {
+        for metrics in [boxes, masks].iter().take(if self.masks { 2 } else { 1 }) {
             values.extend([metrics.precision, metrics.recall, metrics.map50, metrics.map]);
         }
         values.extend(losses(validation));
@@ -142,7 +146,7 @@ impl Results {
         let mut cells = vec![row.epoch.to_string()];
         cells.extend(values.iter().map(|value| general(*value, DIGITS)));
         self.rows.push(line(&cells));
-        write_text(&self.file, &format!("{}\n{}\n", self.header, self.rows.join("\n")))
+        write_text(&self.file, &format!("{}\n{}\n", self.header(row.sums), self.rows.join("\n")))
     }
 }
 
@@ -156,10 +160,10 @@ mod tests {
 
     #[test]
     fn entropy_of_even_and_single_choices() {
-        let weights = |rows: &[[f32; 4]]| Tensor::new(rows, &Device::Cpu).unwrap();
-        assert!((entropy(&weights(&[[0.25; 4]])).unwrap() - 1.0).abs() < 1e-12);
-        assert!((entropy(&weights(&[[0.5; 4], [0.0, 0.0, 1.0, 0.0]])).unwrap() - 0.5).abs() < 1e-12);
-        assert!((entropy(&weights(&[[0.5, 0.5, 0.0, 0.0]])).unwrap() - 0.5).abs() < 1e-12);
+        let of = |rows: Vec<Vec<f32>>| entropy(&Tensor::new(rows, &Device::Cpu).unwrap()).unwrap();
+        assert!((of(vec![vec![0.25; 4]]) - 1.0).abs() < 1e-12);
+        assert!((of(vec![vec![0.5; 4], vec![0.0, 0.0, 1.0, 0.0]]) - 0.5).abs() < 1e-12);
+        assert!((of(vec![vec![0.5, 0.5, 0.0, 0.0]]) - 0.5).abs() < 1e-12);
     }
 
     #[test]
@@ -170,14 +174,13 @@ mod tests {
             let parts = LossParts { boxes: loss, ..LossParts::default() };
             let routing = [("model.2".to_owned(), Tensor::new(&[[1f32, 1.0]], &Device::Cpu).unwrap())];
             sums.add(&parts, &routing).unwrap();
-            let row = Row { epoch, sums: &sums, validation: None, learning_rates: [0.1, 0.0, 0.0], masks: false };
+            let row = Row { epoch, sums: &sums, validation: None, learning_rates: [0.1, 0.0, 0.0] };
             results.add(&row).unwrap();
         };
-        let routers = ["model.2".to_owned()];
-        let mut results = Results::new(folder.path(), false, &routers);
+        let mut results = Results::new(folder.path(), false);
         (0..3).for_each(|epoch| row(&mut results, epoch, 0.5));
         let uncut = std::fs::read_to_string(&results.file).unwrap();
-        let mut results = Results::new(folder.path(), false, &routers);
+        let mut results = Results::new(folder.path(), false);
         results.resume(2).unwrap();
         row(&mut results, 2, 0.5);
         assert_eq!(std::fs::read_to_string(&results.file).unwrap(), uncut);
