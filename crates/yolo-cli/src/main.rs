@@ -28,6 +28,7 @@ enum Command {
     #[command(visible_alias = "detect")]
     Predict(commands::predict::Args),
     Summary(commands::summary::Args),
+    Val(commands::val::Args),
 }
 
 fn main() -> ExitCode {
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         Command::Forward(args) => commands::forward::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Summary(args) => commands::summary::run(args),
+        Command::Val(args) => commands::val::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

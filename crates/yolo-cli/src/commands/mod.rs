@@ -7,3 +7,4 @@ pub(crate) mod forward;
 mod network;
 pub(crate) mod predict;
 pub(crate) mod summary;
+pub(crate) mod val;
