@@ -23,6 +23,7 @@ struct Cli {
 enum Command {
     Benchmark(commands::benchmark::Args),
     Convert(commands::convert::Args),
+    Data(commands::data::Args),
     Fetch(commands::fetch::Args),
     Forward(commands::forward::Args),
     #[command(visible_alias = "detect")]
@@ -36,6 +37,7 @@ fn main() -> ExitCode {
     let outcome: anyhow::Result<ExitCode> = match &cli.command {
         Command::Benchmark(args) => commands::benchmark::run(args),
         Command::Convert(args) => commands::convert::run(args),
+        Command::Data(args) => commands::data::run(args),
         Command::Fetch(args) => commands::fetch::run(args),
         Command::Forward(args) => commands::forward::run(args),
         Command::Predict(args) => commands::predict::run(args),

@@ -2,6 +2,7 @@
 
 pub(crate) mod benchmark;
 pub(crate) mod convert;
+pub(crate) mod data;
 pub(crate) mod fetch;
 pub(crate) mod forward;
 mod network;
