@@ -225,10 +225,8 @@ pub fn smooth(curve: &[f64], share: f64) -> Vec<f64> {
     // Odd, so that it has a middle.
     let width = (curve.len() as f64 * share * 2.0).round_ties_even() as usize / 2 + 1;
     let half = width / 2;
-    let padded: Vec<f64> = std::iter::repeat_n(first, half)
-        .chain(curve.iter().copied())
-        .chain(std::iter::repeat_n(last, half))
-        .collect();
+    let padded: Vec<f64> =
+        std::iter::repeat_n(first, half).chain(curve.iter().copied()).chain(std::iter::repeat_n(last, half)).collect();
     padded.windows(width).map(|window| window.iter().map(|value| value / width as f64).sum()).collect()
 }
 

@@ -49,12 +49,7 @@ impl ConfusionMatrix {
     ///
     /// Here, unlike in the matching for average precision, a label that several detections go to is given to the one that
     /// overlaps it most. Like in YOLOv5, detections count as of nothing only where the picture has at least one match.
-    pub fn add(
-        &mut self,
-        labels: (&[[f32; 4]], &[usize]),
-        detections: (&[[f32; 4]], &[usize]),
-        confidence: &[f32],
-    ) {
+    pub fn add(&mut self, labels: (&[[f32; 4]], &[usize]), detections: (&[[f32; 4]], &[usize]), confidence: &[f32]) {
         let sure = |index: &usize| confidence.get(*index).is_some_and(|confidence| *confidence > self.conf_thres);
         let kept: Vec<usize> = (0..detections.1.len()).filter(sure).collect();
         let boxes: Vec<[f32; 4]> = kept.iter().filter_map(|&index| detections.0.get(index).copied()).collect();

@@ -16,9 +16,11 @@ const EPSILON: f32 = 1e-7;
 pub fn iou_thresholds() -> [f32; LEVELS] {
     let (first, last) = (0.5_f32, 0.95_f32);
     let step = (last - first) / (LEVELS - 1) as f32;
-    std::array::from_fn(|i| {
-        if i < LEVELS / 2 { first + step * i as f32 } else { last - step * (LEVELS - 1 - i) as f32 }
-    })
+    std::array::from_fn(
+        |i| {
+            if i < LEVELS / 2 { first + step * i as f32 } else { last - step * (LEVELS - 1 - i) as f32 }
+        },
+    )
 }
 
 /// Overlaps (intersection over union) of each label with each detection, in f32 and in YOLOv5's order of operations.

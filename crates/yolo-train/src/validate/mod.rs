@@ -8,6 +8,7 @@
 pub mod average_precision;
 pub mod coco;
 pub mod confusion;
+pub mod figures;
 pub mod masks;
 pub mod matching;
 pub mod network;

@@ -121,7 +121,8 @@ impl Network {
             },
         };
         // The copy waits for a GPU to finish.
-        let to_memory = |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?) };
+        let to_memory =
+            |tensor: &Tensor| -> Result<Tensor> { Ok(tensor.to_device(&Device::Cpu)?.to_dtype(DType::F32)?) };
         let main = to_memory(&outputs.main)?;
         let prototypes = outputs.prototypes.as_ref().map(to_memory).transpose()?;
         check_finite(&main)?;

@@ -120,7 +120,10 @@ mod tests {
     #[test]
     fn lines_are_yolov5s() {
         let metrics = Metrics { precision: 0.607, recall: 0.5, map50: 0.549, map: 0.35 };
-        assert_eq!(header(false), "                 Class     Images  Instances          P          R      mAP50   mAP50-95");
+        assert_eq!(
+            header(false),
+            "                 Class     Images  Instances          P          R      mAP50   mAP50-95"
+        );
         assert_eq!(
             row("all", 128, 929, &metrics, None),
             "                   all        128        929      0.607        0.5      0.549       0.35"

@@ -85,7 +85,10 @@ impl Validator {
             return fail("max_det", "must be at least 1".into());
         }
         if classes == 0 || (options.single_cls && classes != 1) {
-            return fail("classes", format!("{classes} classes, where at least one (with single_cls: one) is expected"));
+            return fail(
+                "classes",
+                format!("{classes} classes, where at least one (with single_cls: one) is expected"),
+            );
         }
         if let Some(numbers) = options.coco.as_ref().filter(|numbers| numbers.len() < classes) {
             return fail("coco", format!("{} numbers for {classes} classes", numbers.len()));
@@ -329,8 +332,7 @@ impl Picture<'_> {
             let (_, low_height, low_width) = prototypes.dims3()?;
             let side = if coco.is_some() { self.size } else { (low_height, low_width) };
             label_masks = self.label_masks(side)?;
-            let of_labels: Vec<BitMask> =
-                label_masks.iter().map(|mask| BitMask::new(mask.iter().copied())).collect();
+            let of_labels: Vec<BitMask> = label_masks.iter().map(|mask| BitMask::new(mask.iter().copied())).collect();
             let of_found: Vec<BitMask> = found.masks.iter().map(BitMask::from).collect();
             right_masks = Some(match_detections(&mask_iou(&of_labels, &of_found), &self.labels.classes, &classes));
         }

@@ -20,8 +20,6 @@ use crate::{Error, Result};
 pub struct FromYolo {
     /// Every picture with its label file; one that is not there stands for a picture without objects.
     pub pictures: Vec<(PathBuf, PathBuf)>,
-    /// The folder that pictures are named relative to; those outside of it go by their file names.
-    pub root: PathBuf,
     /// The classes' names by index.
     pub names: Vec<String>,
     /// Number the categories as COCO does, 1 to 90 with gaps. Else a category's number is the class's index, as in the JSON
@@ -44,7 +42,7 @@ pub struct FromYoloReport {
 
 /// Writes the COCO file `json`, whole or not at all.
 ///
-/// Pictures whose file names are different whole numbers have these as their ids, as in the JSON that validation writes; else
+/// Pictures are named relative to the innermost folder that holds them all. Those whose file names are different whole numbers have these as their ids, as in the JSON that validation writes; else
 /// they are numbered from 1 on. Coordinates are rounded to thousandths of a pixel.
 ///
 /// # Errors
@@ -57,13 +55,14 @@ pub fn from_yolo(source: &FromYolo, json: &Path) -> Result<FromYoloReport> {
     }
     let category = |class: usize| if source.coco80 { COCO80[class].0 } else { class as i64 };
     let ids = ids(&source.pictures);
+    let root = common_folder(&source.pictures);
     let read: Vec<(Picture, Vec<Object>)> = source
         .pictures
         .par_iter()
         .zip(ids)
         .map(|((path, labels), id)| {
             let size = picture_size(path)?;
-            let file_name = name_of(path, &source.root);
+            let file_name = name_of(path, root);
             let objects = objects(labels, size, source.names.len())?;
             Ok((Picture { id: Id::Number(id), file_name, width: size[0], height: size[1] }, objects))
         })
@@ -107,10 +106,16 @@ fn ids(pictures: &[(PathBuf, PathBuf)]) -> Vec<i64> {
     by_name.filter(distinct).unwrap_or_else(|| (1..=pictures.len() as i64).collect())
 }
 
+/// The innermost folder that holds all pictures.
+fn common_folder(pictures: &[(PathBuf, PathBuf)]) -> &Path {
+    let Some((first, _)) = pictures.first() else { return Path::new("") };
+    let holds_all = |folder: &&Path| pictures.iter().all(|(path, _)| path.starts_with(folder));
+    first.ancestors().skip(1).find(holds_all).unwrap_or(Path::new(""))
+}
+
+/// A picture's name, with the separators of the files that COCO publishes.
 fn name_of(path: &Path, root: &Path) -> String {
-    let inside = path.strip_prefix(root).ok().filter(|_| root != Path::new(""));
-    let name = inside.or(path.file_name().map(Path::new)).unwrap_or(path);
-    // With the separators of the files that COCO publishes.
+    let name = path.strip_prefix(root).unwrap_or(path);
     name.components().map(|part| part.as_os_str().to_string_lossy()).collect::<Vec<_>>().join("/")
 }
 

@@ -32,8 +32,15 @@ impl std::fmt::Display for Id {
 pub(super) struct Picture {
     pub(super) id: Id,
     pub(super) file_name: String,
+    #[serde(serialize_with = "whole")]
     pub(super) width: f64,
+    #[serde(serialize_with = "whole")]
     pub(super) height: f64,
+}
+
+/// Sides are written without a point, as other tools expect them.
+fn whole<S: serde::Serializer>(side: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_u64(*side as u64)
 }
 
 #[derive(Debug, Deserialize, Serialize)]

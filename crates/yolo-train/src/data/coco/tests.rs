@@ -41,7 +41,6 @@ impl Place {
         };
         let source = FromYolo {
             pictures: vec![picture("12"), picture("7")],
-            root: self.at("out/images/val2017"),
             names: names.iter().map(ToString::to_string).collect(),
             coco80: false,
         };
@@ -97,8 +96,8 @@ fn boxes_go_there_and_back() {
     assert_eq!(
         back["images"],
         json!([
-            {"id": 12, "file_name": "12.png", "width": 64.0, "height": 48.0},
-            {"id": 7, "file_name": "7.png", "width": 33.0, "height": 50.0},
+            {"id": 12, "file_name": "12.png", "width": 64, "height": 48},
+            {"id": 7, "file_name": "7.png", "width": 33, "height": 50},
         ])
     );
     let boxes: Vec<_> = back["annotations"].as_array().unwrap().iter().map(|a| a["bbox"].clone()).collect();
@@ -144,6 +143,25 @@ fn masks_as_runs_get_an_outline() {
     place.to_yolo(ToYolo { segments: true, ..ToYolo::default() }).unwrap();
     let back = place.from_yolo(&["dog", "car: red"]);
     assert_eq!(back["annotations"][0]["bbox"], json!([10.0, 5.0, 9.0, 9.0]));
+}
+
+#[test]
+fn pictures_are_named_within_their_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut pictures = Vec::new();
+    for name in ["images/a/1.png", "images/b/1.png"] {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        RgbImage::new(8, 8).save(&path).unwrap();
+        pictures.push((path.clone(), path.with_extension("txt")));
+    }
+    let source = FromYolo { pictures, names: vec!["dog".into()], ..FromYolo::default() };
+    let json = folder.path().join("out.json");
+    from_yolo(&source, &json).unwrap();
+    let value: Value = serde_json::from_str(&fs::read_to_string(&json).unwrap()).unwrap();
+    let picture = |id: u32, name: &str| json!({"id": id, "file_name": name, "width": 8, "height": 8});
+    // Both are number 1 of their folder, so that they are counted instead.
+    assert_eq!(value["images"], json!([picture(1, "a/1.png"), picture(2, "b/1.png")]));
 }
 
 #[test]

@@ -1,28 +1,19 @@
-//! Random numbers that a seed fixes everywhere.
+//! The draws that shapes are made of.
 
-/// Splitmix64 (Steele, Lea, Flood, "Fast splittable pseudorandom number generators", 2014).
-pub(super) struct Random(u64);
+use crate::data::rng::Rng;
+
+/// Random numbers of one picture, in the types of pixels.
+pub(super) struct Random(Rng);
 
 impl Random {
-    /// The numbers of one picture: every `stream` of a seed has its own, whatever thread asks first.
-    pub(super) fn new(seed: u64, stream: u64) -> Self {
-        let mut start = Self(seed);
-        let base = start.next();
-        let mut own = Self(base ^ stream.wrapping_mul(0xd6e8_feb8_6659_fd93));
-        Self(own.next())
-    }
-
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
+    /// The numbers of one picture of a seed, whatever thread asks for them.
+    pub(super) fn new(seed: u64, picture: u64) -> Self {
+        Self(Rng::keyed(seed, 0, picture))
     }
 
     /// Uniform in 0..1.
     pub(super) fn unit(&mut self) -> f32 {
-        (self.next() >> 40) as f32 / (1u32 << 24) as f32
+        (self.0.bits() >> 40) as f32 / (1u32 << 24) as f32
     }
 
     /// Uniform in `low..high`.
@@ -37,7 +28,7 @@ impl Random {
 
     /// One of `0..count`.
     pub(super) fn below(&mut self, count: usize) -> usize {
-        ((self.next() >> 32) * count as u64 >> 32) as usize
+        self.0.below(count)
     }
 
     /// True with this probability.
@@ -55,8 +46,36 @@ impl Random {
     pub(super) fn noise(&mut self) -> [f32; 3] {
         // The standard deviation of the sum of four numbers of 0..=255 with equal chances.
         const DEVIATION: f32 = 147.8;
-        let (a, b) = (self.next(), self.next());
+        let (a, b) = (self.0.bits(), self.0.bits());
         let sum = |bits: u64| bits.to_le_bytes()[..4].iter().map(|&byte| f32::from(byte)).sum::<f32>();
         [a, a >> 32, b].map(|bits| (sum(bits) - 510.0) / DEVIATION)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn draws_have_their_ranges_and_moments() {
+        let mut random = Random::new(1, 1);
+        let count = 20_000;
+        let (mut sums, mut squares, mut product) = ([0.0; 3], [0.0; 3], 0.0);
+        for _ in 0..count {
+            let noise = random.noise();
+            product += noise[0] * noise[1];
+            for i in 0..3 {
+                sums[i] += noise[i];
+                squares[i] += noise[i] * noise[i];
+            }
+        }
+        let mean = |sum: f32| sum / count as f32;
+        assert!(sums.iter().all(|&sum| mean(sum).abs() < 0.03), "{sums:?}");
+        assert!(squares.iter().all(|&sum| (mean(sum) - 1.0).abs() < 0.05) && mean(product).abs() < 0.03, "{squares:?}");
+        let logs: Vec<f32> = (0..2000).map(|_| random.between_log(1.0, 16.0)).collect();
+        let below = logs.iter().filter(|&&value| value < 4.0).count();
+        assert!((900..1100).contains(&below) && logs.iter().all(|value| (1.0..16.0).contains(value)), "{below}");
+        let [x, y] = random.direction();
+        assert!((x.hypot(y) - 1.0).abs() < 1e-5);
     }
 }

@@ -12,8 +12,7 @@ const RECALL_POINTS: usize = 101;
 /// At most this many detections of a class and picture count; the figures of all sizes take the last.
 const MAX_DETECTIONS: [usize; 3] = [1, 10, 100];
 /// All objects, small, medium and large ones, by their area in pixels, both ends among them.
-const AREAS: [[f64; 2]; 4] =
-    [[0.0, 1e10], [0.0, 32.0 * 32.0], [32.0 * 32.0, 96.0 * 96.0], [96.0 * 96.0, 1e10]];
+const AREAS: [[f64; 2]; 4] = [[0.0, 1e10], [0.0, 32.0 * 32.0], [32.0 * 32.0, 96.0 * 96.0], [96.0 * 96.0, 1e10]];
 
 /// What is compared.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,6 +38,28 @@ pub struct CocoStats {
     pub ar: [f64; 3],
     /// Of small, medium and large objects.
     pub ar_sizes: [f64; 3],
+}
+
+impl CocoStats {
+    /// The twelve lines that COCO's tools print.
+    pub fn lines(&self) -> Vec<String> {
+        const SIZES: [&str; 3] = ["small", "medium", "large"];
+        let line = |precision: bool, iou: &str, area: &str, most: usize, value: f64| {
+            let (title, kind) = if precision { ("Average Precision", "(AP)") } else { ("Average Recall", "(AR)") };
+            format!(" {title:<18} {kind} @[ IoU={iou:<9} | area={area:>6} | maxDets={most:>3} ] = {value:0.3}")
+        };
+        let all = "0.50:0.95";
+        let last = MAX_DETECTIONS[2];
+        let mut lines = vec![
+            line(true, all, "all", last, self.ap),
+            line(true, "0.50", "all", last, self.ap50),
+            line(true, "0.75", "all", last, self.ap75),
+        ];
+        lines.extend(SIZES.iter().zip(self.ap_sizes).map(|(size, value)| line(true, all, size, last, value)));
+        lines.extend(MAX_DETECTIONS.iter().zip(self.ar).map(|(&most, value)| line(false, all, "all", most, value)));
+        lines.extend(SIZES.iter().zip(self.ar_sizes).map(|(size, value)| line(false, all, size, last, value)));
+        lines
+    }
 }
 
 /// Evaluates detections by COCO's rule: at most 100 detections of a class and picture, each object given to the most confident

@@ -123,7 +123,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("a.json");
         let mask = Rle::of_outlines(&[vec![1.0, 1.0, 3.0, 1.0, 3.0, 3.0, 1.0, 3.0]], 4, 5);
-        let record = |name: &str| Record::new(ImageId::Name(name.into()), 3, [1.0, 1.0, 3.0, 3.0], 0.5, Some(mask.clone()));
+        let record =
+            |name: &str| Record::new(ImageId::Name(name.into()), 3, [1.0, 1.0, 3.0, 3.0], 0.5, Some(mask.clone()));
         let records = [record("a"), record("b")];
         write_records(&file, &records).unwrap();
         assert_eq!(open_records(&file).unwrap(), records);
@@ -141,12 +142,17 @@ mod tests {
         assert!(truth.annotations[1].crowd && truth.annotations[1].segmentation.as_ref().unwrap().area() == 20);
         assert_eq!(open_annotations(&file, false).unwrap().annotations[0].segmentation, None);
 
-        for (old, new) in [("\"image_id\": 7", "\"image_id\": 8"), ("[0, 20]", "[0, 21]"), ("\"images\"", "\"image\"")] {
+        for (old, new) in [("\"image_id\": 7", "\"image_id\": 8"), ("[0, 20]", "[0, 21]"), ("\"images\"", "\"image\"")]
+        {
             std::fs::write(&file, text.replacen(old, new, 1)).unwrap();
             let error = open_annotations(&file, true).unwrap_err().to_string();
             assert!(error.contains("a.json: not annotations in COCO's form"), "{error}");
         }
-        std::fs::write(&file, text.replace("\"height\": 4, \"width\": 5", "\"height\": 4000000000, \"width\": 4000000000")).unwrap();
+        std::fs::write(
+            &file,
+            text.replace("\"height\": 4, \"width\": 5", "\"height\": 4000000000, \"width\": 4000000000"),
+        )
+        .unwrap();
         assert!(open_annotations(&file, true).unwrap_err().to_string().contains("too large"));
         assert!(open_records(&file).is_err());
     }

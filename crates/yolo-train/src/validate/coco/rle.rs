@@ -269,13 +269,14 @@ mod tests {
         let square = Rle::of_outlines(&[vec![2.0, 1.0, 6.0, 1.0, 6.0, 5.0, 2.0, 5.0]], 8, 10);
         assert_eq!(square, mask(10, 8, |x, y| (2..6).contains(&x) && (1..5).contains(&y)));
         // `pycocotools.mask.frPyObjects` of each and `merge` of both.
-        let outlines = [
-            vec![2.3, 1.7, 30.2, 4.1, 25.9, 22.8, 11.1, 27.6, 3.3, 15.0],
-            vec![10.0, 10.0, -5.0, 20.0, 50.0, 29.0],
-        ];
+        let outlines =
+            [vec![2.3, 1.7, 30.2, 4.1, 25.9, 22.8, 11.1, 27.6, 3.3, 15.0], vec![10.0, 10.0, -5.0, 20.0, 50.0, 29.0]];
         let text = |outlines: &[Vec<f64>]| Rle::of_outlines(outlines, 30, 40).text();
         assert_eq!(text(&outlines[..1]), "n11m0<D2N1O2N2N1O2N100O0000O1000000O10000O2O000O100M3L4L4K]9");
-        assert_eq!(text(&outlines[1..]), "`05i00O1O101N1O100O1O10010O01O001O0010O0001O001O010O0001O001O010O001O001O010O00001OXO");
+        assert_eq!(
+            text(&outlines[1..]),
+            "`05i00O1O101N1O100O1O10010O01O001O0010O0001O001O010O0001O001O010O001O001O010O00001OXO"
+        );
         assert_eq!(
             text(&outlines),
             "`05i00BL15O=01O0000001O2N100O0000O1000000O10000O2O01O000000GIK71NN2M34<O001O001O010O00001OXO"

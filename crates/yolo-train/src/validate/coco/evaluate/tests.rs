@@ -87,9 +87,8 @@ fn nothing_found_or_nothing_there() {
 
 #[test]
 fn masks_are_compared_by_pixels() {
-    let square = |left: f64, right: f64| {
-        Some(Rle::of_outlines(&[vec![left, 0.0, right, 0.0, right, 10.0, left, 10.0]], 20, 40))
-    };
+    let square =
+        |left: f64, right: f64| Some(Rle::of_outlines(&[vec![left, 0.0, right, 0.0, right, 10.0, left, 10.0]], 20, 40));
     let mut truth = truth(&[(1, 1, A)]);
     truth.annotations[0].segmentation = square(0.0, 10.0);
     // The box is right, the mask overlaps by 72 of 120 pixels... of which 0.60 is the last overlap that counts.
