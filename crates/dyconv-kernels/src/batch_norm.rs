@@ -101,9 +101,9 @@ impl CustomOp3 for Norm {
     ) -> candle_core::Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
         let Some(statistics) = self.statistics.get() else { bail!("batch_norm_training: no statistics") };
         let shape = norm_shape(x.dims())?;
-        let dy = dy.contiguous()?;
-        let (dx, dweight, dbias) = with_values([x, weight, bias, &dy], |[x, weight, bias, dy]| {
-            cpu::batch_norm_backward(x, (weight, bias), dy, statistics, self.silu, &shape)
+        let mut dx: Vec<f32> = dy.flatten_all()?.to_vec1()?;
+        let (dweight, dbias) = with_values([x, weight, bias], |[x, weight, bias]| {
+            cpu::batch_norm_backward(x, (weight, bias), &mut dx, statistics, self.silu, &shape)
         })?;
         let vector = |values: Vec<f32>| Tensor::from_vec(values, shape.channels, x.device());
         Ok((Some(Tensor::from_vec(dx, x.dims(), x.device())?), Some(vector(dweight)?), Some(vector(dbias)?)))

@@ -249,10 +249,16 @@ pub(crate) fn with_values<const N: usize, T>(
     Ok(f(slices))
 }
 
-/// The transposed convolution of the gradient, cut or filled to the input's size.
+/// The transposed convolution of the gradient, cut or filled to the input's size. Without a kernel, by matrix products.
 fn input_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
     let (_, channels, height, width) = x.dims4()?;
     let shape = shape(Operation("convolution"), "kernels", x.dims(), kernels.dim(1)?, config)?;
+    if on_cpu(dy) && dy.elem_count() > 0 {
+        let dx = with_values([&dy.contiguous()?, &kernels.contiguous()?], |[dy, kernels]| {
+            cpu::conv2d_input_gradient(dy, kernels, &shape)
+        })?;
+        return Tensor::from_vec(dx, x.dims(), x.device());
+    }
     let (sets, groups) = (kernels.dim(0)?, config.groups);
     let (per_group, out_group) = (channels / groups, shape.out_channels / groups);
     let [kh, kw] = [config.kernel.0, config.kernel.1];
@@ -261,9 +267,17 @@ fn input_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig
     reference::spread_convolution(dy, &turned, config, (height, width), convolve_any)
 }
 
-/// The gradient times the unfolded input: one matrix product a sample and group.
+/// The gradient times the input under each tap. Without a kernel, one matrix product a sample and group.
 fn kernel_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
     let (batch, channels, ..) = x.dims4()?;
+    if on_cpu(dy) && dy.elem_count() > 0 {
+        let shape = shape(Operation("convolution"), "kernels", x.dims(), kernels.dim(1)?, config)?;
+        let per_sample = kernels.dim(0)? == batch;
+        let dk = with_values([&x.contiguous()?, &dy.contiguous()?], |[x, dy]| {
+            cpu::conv2d_kernel_gradient(x, dy, per_sample, &shape)
+        })?;
+        return Tensor::from_vec(dk, kernels.dims(), kernels.device());
+    }
     let (columns, height, width) = reference::im2col(x, config)?;
     let taps = channels / config.groups * config.kernel.0 * config.kernel.1;
     let columns = columns.reshape((batch, config.groups, taps, height * width))?;

@@ -32,6 +32,16 @@ pub(super) fn silu_backward<I: Isa>(isa: I, x: &[f32], dy: &[f32], dx: &mut [f32
     });
 }
 
+/// `sums[i] += values[i]`
+pub(super) fn add_to<I: Isa>(isa: I, sums: &mut [f32], values: &[f32]) {
+    sums.par_chunks_mut(4 * CHUNK).zip(values.par_chunks(4 * CHUNK)).for_each(|(sums, values)| {
+        isa.run(
+            #[inline(always)]
+            || sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+        );
+    });
+}
+
 /// The sigmoid of one value, without a branch.
 #[inline(always)]
 pub(super) fn sigmoid_of(x: f32) -> f32 {

@@ -88,32 +88,30 @@ pub fn batch_norm_training(
     (y, Statistics { mean: column(0), var: column(1), inverse: column(2) })
 }
 
-/// The gradients for `x`, `weight` and `bias` of [`batch_norm_training`], from that for its result.
+/// Turns the gradient for the result of [`batch_norm_training`] into that for `x`, in place, and gives those for `weight` and
+/// `bias`.
 ///
 /// # Panics
 /// Where a slice is not as long as `shape` says.
 pub fn batch_norm_backward(
     x: &[f32],
     (weight, bias): (&[f32], &[f32]),
-    dy: &[f32],
+    gradient: &mut [f32],
     statistics: &Statistics,
     silu: bool,
     shape: &NormShape,
-) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
-    let mut dx = Vec::with_capacity(x.len());
+) -> (Vec<f32>, Vec<f32>) {
     let mut sums = vec![[0.0; 2]; shape.channels];
-    assert!([x.len(), dy.len()] == [shape.len(); 2] && [weight.len(), bias.len()] == [shape.channels; 2]);
+    assert!([x.len(), gradient.len()] == [shape.len(); 2] && [weight.len(), bias.len()] == [shape.channels; 2]);
     let Statistics { mean, inverse, .. } = statistics;
     assert!([mean.len(), inverse.len()] == [shape.channels; 2]);
-    let out = Shared::new(&mut dx.spare_capacity_mut()[..x.len()]);
-    let job = Backward { x, weight, bias, dy, mean, inverse, silu, shape, dx: out, sums: &mut sums };
+    let gradient = Shared::filled(gradient);
+    let job = Backward { x, weight, bias, mean, inverse, silu, shape, gradient, sums: &mut sums };
     if with(chosen(), job).is_none() {
         unreachable!("the chosen instruction set was not found on this CPU")
     }
-    // SAFETY: as above.
-    unsafe { dx.set_len(x.len()) };
     let column = |i: usize| sums.iter().map(|row| row[i]).collect();
-    (dx, column(0), column(1))
+    (column(0), column(1))
 }
 
 struct Forward<'a> {
@@ -165,12 +163,11 @@ struct Backward<'a> {
     x: &'a [f32],
     weight: &'a [f32],
     bias: &'a [f32],
-    dy: &'a [f32],
     mean: &'a [f32],
     inverse: &'a [f32],
     silu: bool,
     shape: &'a NormShape,
-    dx: Shared<'a>,
+    gradient: Shared<'a>,
     /// The gradients for weight and bias.
     sums: &'a mut [[f32; 2]],
 }
@@ -178,7 +175,7 @@ struct Backward<'a> {
 impl Job for Backward<'_> {
     type Output = ();
     fn run<I: Isa>(self, isa: I) {
-        let Self { x, weight, bias, dy, mean, inverse, silu, shape, dx, sums } = self;
+        let Self { x, weight, bias, mean, inverse, silu, shape, gradient, sums } = self;
         let n = (shape.batch * shape.pixels) as f64;
         sums.par_iter_mut().with_min_len(shape.least()).enumerate().for_each(|(channel, sums)| {
             isa.run(
@@ -186,22 +183,19 @@ impl Job for Backward<'_> {
                 || {
                     let (mean, inverse) = (mean[channel], inverse[channel]);
                     let (weight, bias) = (weight[channel], bias[channel]);
-                    // The gradient before the activation waits in the place of the result.
+                    // The gradient before the activation waits in the same place.
                     let (mut by_value, mut plain) = (0.0f64, 0.0f64);
                     for start in shape.planes(channel) {
-                        let (x, dy) = (&x[start..start + shape.pixels], &dy[start..start + shape.pixels]);
-                        // SAFETY: each channel has one task, which borrows one plane at a time and writes it here first.
-                        let dz = unsafe { dx.part(start, shape.pixels) };
-                        let chunks = dz.chunks_mut(CHUNK).zip(dy.chunks(CHUNK)).zip(x.chunks(CHUNK));
-                        for ((dz, dy), x) in chunks {
+                        let x = &x[start..start + shape.pixels];
+                        // SAFETY: each channel has one task, which borrows one plane at a time; all values are there.
+                        let dz = unsafe { gradient.part(start, shape.pixels) };
+                        for (dz, x) in dz.chunks_mut(CHUNK).zip(x.chunks(CHUNK)) {
                             if silu {
-                                for ((dz, dy), x) in dz.iter_mut().zip(dy).zip(x) {
+                                for (dz, x) in dz.iter_mut().zip(x) {
                                     let z = (x - mean) * inverse * weight + bias;
                                     let s = sigmoid_of(z);
-                                    *dz = dy * (s + z * s * (1.0 - s));
+                                    *dz *= s + z * s * (1.0 - s);
                                 }
-                            } else {
-                                dz.copy_from_slice(dy);
                             }
                             by_value += product_sum(dz, x, mean);
                             plain += sum(dz, |dz| dz);
@@ -213,8 +207,8 @@ impl Job for Backward<'_> {
                     let (slope, shift) = ((by_value / n) as f32 * inverse, (plain / n) as f32);
                     for start in shape.planes(channel) {
                         let x = &x[start..start + shape.pixels];
-                        // SAFETY: as above; the plane is written already.
-                        let dx = unsafe { dx.part(start, shape.pixels) };
+                        // SAFETY: as above.
+                        let dx = unsafe { gradient.part(start, shape.pixels) };
                         dx.iter_mut().zip(x).for_each(|(dx, x)| *dx = (*dx - shift - (x - mean) * slope) * factor);
                     }
                 },

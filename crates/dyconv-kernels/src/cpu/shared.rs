@@ -21,6 +21,11 @@ impl<'a> Shared<'a> {
         Self { start: memory.as_mut_ptr().cast(), length: memory.len(), memory: PhantomData }
     }
 
+    /// Memory that holds values already.
+    pub(super) fn filled(memory: &'a mut [f32]) -> Self {
+        Self { start: memory.as_mut_ptr(), length: memory.len(), memory: PhantomData }
+    }
+
     /// `count` values from `first` on.
     ///
     /// # Safety

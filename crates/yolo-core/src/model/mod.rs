@@ -6,6 +6,7 @@ mod fold;
 mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init as CandleInit, Module, VarBuilder};
@@ -20,7 +21,7 @@ pub use training::{BatchStatistics, TrainingOutputs};
 /// A network with its weights.
 #[derive(Debug, Clone)]
 pub struct Model {
-    graph: Graph,
+    graph: Arc<Graph>,
     /// In the order of [`Graph::params`].
     params: Vec<Tensor>,
     /// For each node, the last node that reads it.
@@ -70,7 +71,7 @@ impl Model {
         for (i, node) in graph.nodes().iter().enumerate() {
             node.inputs.iter().for_each(|&input| last_use[input] = i);
         }
-        Ok(Self { graph, params, last_use, folded: BTreeSet::new(), shifts: BTreeMap::new() })
+        Ok(Self { graph: Arc::new(graph), params, last_use, folded: BTreeSet::new(), shifts: BTreeMap::new() })
     }
 
     /// Takes the network's parameters from a weights file, which must hold exactly these.
@@ -94,7 +95,7 @@ impl Model {
             params[param] = weights.tensor(&graph.params()[param].name, DType::F32, &Device::Cpu)?;
         }
         Ok(Self {
-            graph: graph.clone(),
+            graph: Arc::new(graph.clone()),
             params,
             last_use: Vec::new(),
             folded: BTreeSet::new(),

@@ -1,11 +1,21 @@
 //! A forward pass in training mode: batch normalisation by the batch's own statistics, nothing folded or fused away, and the
 //! head's maps as they are, before boxes are made of them.
+//!
+//! There are two ways. [`plain`] records every operation with Candle: any device, any type, gradients for the pictures too.
+//! [`tape`] runs the whole network on a CPU as one operation of Candle, which knows what its backward pass needs: it keeps fewer
+//! maps, and gradients change hands without a copy.
 
-use candle_core::Tensor;
-use dyconv_kernels::batch_norm_training;
+mod backward;
+mod forward;
+mod fuse;
+mod plain;
+mod tape;
 
-use super::{BATCH_NORM_EPS, Model, Outputs, exec};
-use crate::config::Activation;
+use std::sync::Arc;
+
+use candle_core::{DType, Device, Tensor};
+
+use super::{Model, Outputs, exec};
 use crate::graph::{NodeId, Op, Output, ParamId, RouteOp};
 use crate::{Error, Result};
 
@@ -57,15 +67,24 @@ impl Model {
         }
         let head = self.head()?;
         let wanted: Vec<NodeId> = head.maps.iter().copied().chain(head.prototypes).collect();
-        let mut pass = Pass::new(self, &wanted);
-        let results = self.walk(x, &wanted, |id, inputs| pass.run(id, inputs))?;
+        let (results, notes) =
+            if self.takes_tape(x) { tape::run(self, x, &wanted)? } else { plain::run(self, x, &wanted)? };
         let (maps, prototypes) = results.split_at(head.maps.len());
         Ok(TrainingOutputs {
             levels: maps.iter().map(|map| head.level(map)).collect::<Result<_>>()?,
             prototypes: prototypes.first().cloned(),
-            statistics: pass.statistics,
-            routing: pass.routing,
+            statistics: notes.statistics,
+            routing: notes.routing,
         })
+    }
+
+    /// Whether the tape can run a batch: f32 on the CPU, and a gradient is wanted for parameters only.
+    fn takes_tape(&self, x: &Tensor) -> bool {
+        let plain = |t: &Tensor| matches!(t.device(), Device::Cpu) && t.dtype() == DType::F32;
+        // As many pixels as a convolution on the CPU counts in 32 bits.
+        let small = x.dims().iter().skip(2).try_fold(1usize, |all, n| all.checked_mul(*n)).is_some_and(|n| n < 1 << 24);
+        let tracked = self.params.iter().any(Tensor::track_op);
+        small && plain(x) && !x.track_op() && tracked && self.params.iter().all(plain)
     }
 
     /// Runs the network in evaluation mode and gives the head's maps beside the boxes, as [`TrainingOutputs::levels`] has them:
@@ -95,7 +114,7 @@ impl Model {
             let problem = format!("must be positive and finite, it is {temperature}");
             return Err(Error::Argument { argument: "temperature", problem });
         }
-        self.graph.set_temperature(temperature);
+        Arc::make_mut(&mut self.graph).set_temperature(temperature);
         Ok(())
     }
 
@@ -137,58 +156,24 @@ impl Head {
     }
 }
 
-/// One forward pass, and what it has noted so far.
-struct Pass<'a> {
-    model: &'a Model,
-    /// Batch normalisations that apply the SiLU behind them.
-    with_silu: Vec<bool>,
+/// What a pass notes on its way.
+#[derive(Debug, Default)]
+struct Notes {
     statistics: Vec<BatchStatistics>,
     routing: Vec<(String, Tensor)>,
 }
 
-impl<'a> Pass<'a> {
-    fn new(model: &'a Model, wanted: &[NodeId]) -> Self {
-        let nodes = model.graph.nodes();
-        let mut readers = vec![0usize; nodes.len()];
-        nodes.iter().flat_map(|node| &node.inputs).for_each(|&input| readers[input] += 1);
-        let mut with_silu = vec![false; nodes.len()];
-        for node in nodes {
-            if let (Op::Activation(Activation::SiLU), [input]) = (&node.op, node.inputs.as_slice()) {
-                let normalised = matches!(nodes[*input].op, Op::BatchNorm { .. });
-                with_silu[*input] = normalised && readers[*input] == 1 && !wanted.contains(input);
-            }
-        }
-        Self { model, with_silu, statistics: Vec::new(), routing: Vec::new() }
+impl Notes {
+    fn statistics(&mut self, model: &Model, (mean, var): (ParamId, ParamId), batch_mean: Tensor, batch_var: Tensor) {
+        let name = |id: ParamId| model.graph.params()[id].name.clone();
+        let (mean, var) = (name(mean), name(var));
+        self.statistics.push(BatchStatistics { mean, var, batch_mean, batch_var_unbiased: batch_var });
     }
 
-    fn run(&mut self, id: NodeId, inputs: &[&Tensor]) -> candle_core::Result<Tensor> {
-        let node = &self.model.graph.nodes()[id];
-        match (&node.op, inputs) {
-            (Op::BatchNorm { weight, bias, mean, var }, [x]) => {
-                let [weight, bias] = [weight, bias].map(|id| &self.model.params[*id]);
-                let done = batch_norm_training(x, weight, bias, BATCH_NORM_EPS, self.with_silu[id])?;
-                self.statistics.push(BatchStatistics {
-                    mean: self.name(*mean).to_owned(),
-                    var: self.name(*var).to_owned(),
-                    batch_mean: done.mean,
-                    batch_var_unbiased: done.var,
-                });
-                Ok(done.y)
-            }
-            (Op::Activation(_), [x]) if node.inputs.iter().all(|input| self.with_silu[*input]) => Ok((*x).clone()),
-            (Op::Route { route, .. }, _) => {
-                let weights = exec::run(self.model, id, inputs)?;
-                let (RouteOp::Linear { weight, .. } | RouteOp::Attention { weight, .. }) = route;
-                let name = self.name(*weight);
-                let name = name.strip_suffix(".weight").unwrap_or(name);
-                self.routing.push((name.strip_suffix(".fc2").unwrap_or(name).to_owned(), weights.detach()));
-                Ok(weights)
-            }
-            _ => exec::run(self.model, id, inputs),
-        }
-    }
-
-    fn name(&self, param: ParamId) -> &str {
-        &self.model.graph.params()[param].name
+    fn routing(&mut self, model: &Model, route: &RouteOp, weights: Tensor) {
+        let (RouteOp::Linear { weight, .. } | RouteOp::Attention { weight, .. }) = route;
+        let name = &model.graph.params()[*weight].name;
+        let name = name.strip_suffix(".weight").unwrap_or(name);
+        self.routing.push((name.strip_suffix(".fc2").unwrap_or(name).to_owned(), weights));
     }
 }
