@@ -29,6 +29,7 @@ enum Command {
     #[command(visible_alias = "detect")]
     Predict(commands::predict::Args),
     Summary(commands::summary::Args),
+    Train(Box<commands::train::Args>),
     Val(commands::val::Args),
 }
 
@@ -42,6 +43,7 @@ fn main() -> ExitCode {
         Command::Forward(args) => commands::forward::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Summary(args) => commands::summary::run(args),
+        Command::Train(args) => commands::train::run(args),
         Command::Val(args) => commands::val::run(args),
     };
     outcome.unwrap_or_else(|error| {

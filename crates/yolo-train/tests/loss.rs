@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use yolo_core::weights::Weights;
+use yolo_train::Hyp;
 use yolo_train::data::{Masks, Target};
 use yolo_train::loss::{BoxLoss, Loss, LossParts};
-use yolo_train::Hyp;
 
 /// Of the largest value of a gradient.
 const TOLERANCE: f32 = 1e-5;
@@ -60,7 +60,13 @@ fn assert_near(what: &str, got: &Tensor, expected: &Tensor, tolerance: f32) {
     assert!(error <= tolerance * largest, "{what}: off by {error:e}, the largest value is {largest:e}");
 }
 
-fn check(golden: &Golden, levels: &[Var], prototypes: Option<&Var>, masks: Option<&Masks>, parts: impl Fn(&LossParts) -> Vec<f32>) {
+fn check(
+    golden: &Golden,
+    levels: &[Var],
+    prototypes: Option<&Var>,
+    masks: Option<&Masks>,
+    parts: impl Fn(&LossParts) -> Vec<f32>,
+) {
     let coefficients = prototypes.map_or(0, |p| p.dim(1).unwrap());
     let loss = Loss::new(&Hyp::default(), 5, coefficients, golden.anchors(), BoxLoss::Ciou);
     let maps: Vec<Tensor> = levels.iter().map(|v| v.as_tensor().clone()).collect();
@@ -112,14 +118,7 @@ fn segmentation_as_pytorch() {
 #[test]
 fn focal_smoothed_and_weighed_as_the_plain_twin() {
     let golden = Golden::open("loss_detect");
-    let hyp = Hyp {
-        box_gain: 0.0,
-        obj: 0.0,
-        fl_gamma: 1.5,
-        label_smoothing: 0.1,
-        cls_pw: 1.7,
-        ..Hyp::default()
-    };
+    let hyp = Hyp { box_gain: 0.0, obj: 0.0, fl_gamma: 1.5, label_smoothing: 0.1, cls_pw: 1.7, ..Hyp::default() };
     // One anchor and one object in the middle of a cell of the coarsest level: three cells predict it.
     let anchors = vec![vec![[2.0, 2.0]]];
     let level = golden.tensor("p5").narrow(1, 0, 1).unwrap().contiguous().unwrap();
@@ -155,7 +154,12 @@ fn focal_smoothed_and_weighed_as_the_plain_twin() {
     let focal = (cross.unwrap() * share).unwrap() * (one - near).unwrap().powf(1.5).unwrap();
     let total = (focal.unwrap().mean_all().unwrap() * (hyp.cls * batch as f64)).unwrap();
     let expected = total.backward().unwrap().get(&twin).unwrap().to_dtype(DType::F32).unwrap();
-    assert_near("focal loss", &output.total.reshape(1).unwrap(), &total.to_dtype(DType::F32).unwrap().reshape(1).unwrap(), TOLERANCE);
+    assert_near(
+        "focal loss",
+        &output.total.reshape(1).unwrap(),
+        &total.to_dtype(DType::F32).unwrap().reshape(1).unwrap(),
+        TOLERANCE,
+    );
     assert_near("its gradient", &gradient, &expected, TOLERANCE);
 }
 
@@ -172,11 +176,13 @@ fn every_box_loss_falls_along_its_gradient() {
         let maps: Vec<Tensor> = levels.iter().map(|v| v.as_tensor().clone()).collect();
         let before = value(&maps);
         let gradients = before.total.backward().unwrap();
-        let squares: f64 = levels.iter().flat_map(|v| numbers(gradients.get(v).unwrap())).map(|g| f64::from(g).powi(2)).sum();
+        let squares: f64 =
+            levels.iter().flat_map(|v| numbers(gradients.get(v).unwrap())).map(|g| f64::from(g).powi(2)).sum();
         let step = 1e-2 / squares.sqrt();
         let moved: Vec<Tensor> =
             levels.iter().map(|v| (v.as_tensor() - (gradients.get(v).unwrap() * step).unwrap()).unwrap()).collect();
-        let fall = f64::from(before.total.to_scalar::<f32>().unwrap() - value(&moved).total.to_scalar::<f32>().unwrap());
+        let fall =
+            f64::from(before.total.to_scalar::<f32>().unwrap() - value(&moved).total.to_scalar::<f32>().unwrap());
         assert!(fall > 0.5 * step * squares, "{name}: fell by {fall:e}, expected about {:e}", step * squares);
     }
 }
@@ -186,7 +192,8 @@ fn pictures_without_objects_teach_their_objectness() {
     let golden = Golden::open("loss_detect");
     let levels = ["p3", "p4", "p5"].map(|name| golden.var(name));
     let maps: Vec<Tensor> = levels.iter().map(|v| v.as_tensor().clone()).collect();
-    let output = Loss::new(&Hyp::default(), 5, 0, golden.anchors(), BoxLoss::Ciou).compute(&maps, None, &[], None).unwrap();
+    let output =
+        Loss::new(&Hyp::default(), 5, 0, golden.anchors(), BoxLoss::Ciou).compute(&maps, None, &[], None).unwrap();
     assert!(output.parts.objectness > 0.0 && output.parts.boxes == 0.0 && output.parts.classes == 0.0);
     let gradients = output.total.backward().unwrap();
     assert!(numbers(gradients.get(&levels[0]).unwrap()).iter().all(|g| g.is_finite()));

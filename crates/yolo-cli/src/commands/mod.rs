@@ -8,4 +8,5 @@ pub(crate) mod forward;
 mod network;
 pub(crate) mod predict;
 pub(crate) mod summary;
+pub(crate) mod train;
 pub(crate) mod val;

@@ -229,7 +229,8 @@ mod tests {
         for kind in [BoxLoss::Diou, BoxLoss::Giou, BoxLoss::Eiou, BoxLoss::Siou] {
             let (_, slope) = kind.evaluate(a, b);
             for i in 0..4 {
-                let shifted = |by: f64| kind.evaluate(std::array::from_fn(|j| a[j] + if i == j { by } else { 0.0 }), b).0;
+                let shifted =
+                    |by: f64| kind.evaluate(std::array::from_fn(|j| a[j] + if i == j { by } else { 0.0 }), b).0;
                 let difference = (shifted(1e-5) - shifted(-1e-5)) / 2e-5;
                 assert!((slope[i] - difference).abs() < 1e-7, "{kind} {i}: {} and {difference}", slope[i]);
             }
@@ -248,9 +249,8 @@ mod tests {
         // CIoU's second term is the squared v over a number that is held fixed at (1 - IoU + v).
         let (ciou, with_aspect) = BoxLoss::Ciou.evaluate(a, b);
         let (diou, without) = BoxLoss::Diou.evaluate(a, b);
-        let v = |c: [f64; 4]| {
-            4.0 / std::f64::consts::PI.powi(2) * ((b[2] / b[3]).atan() - (c[2] / c[3]).atan()).powi(2)
-        };
+        let v =
+            |c: [f64; 4]| 4.0 / std::f64::consts::PI.powi(2) * ((b[2] / b[3]).atan() - (c[2] / c[3]).atan()).powi(2);
         let alpha = (ciou - diou) / v(a);
         for i in 2..4 {
             let shifted = |by: f64| v(std::array::from_fn(|j| a[j] + if i == j { by } else { 0.0 }));

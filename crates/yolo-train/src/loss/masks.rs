@@ -119,8 +119,7 @@ pub(super) fn loss(
             for index in objects {
                 let object = &masked[index];
                 let map = Map { values, height: prototypes.height, width: prototypes.width };
-                let (loss, slopes) =
-                    map.object(object, labelled, &targets[object.found.target], factor, gradient);
+                let (loss, slopes) = map.object(object, labelled, &targets[object.found.target], factor, gradient);
                 picture.loss += loss;
                 picture.coefficients.push((index, slopes));
             }

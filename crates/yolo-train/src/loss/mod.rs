@@ -119,7 +119,9 @@ impl Loss {
         let mut prototype_gradient = None;
         if let Some(tensor) = &prototypes {
             let truth = truth.ok_or_else(|| {
-                Error::Training("the network segments, the batch has no masks: the data set's labels need polygons".into())
+                Error::Training(
+                    "the network segments, the batch has no masks: the data set's labels need polygons".into(),
+                )
             })?;
             let gradient = self.masks(&mut results, tensor, targets, truth, batch, &mut mask_sum)?;
             prototype_gradient = Some(gradient);
@@ -153,7 +155,11 @@ impl Loss {
         let columns = 5 + self.classes + self.masks;
         let fail = |problem: String| Err(Error::Training(problem));
         if levels.len() != self.anchors.len() {
-            return fail(format!("the loss has anchors for {} levels, the network gives {}", self.anchors.len(), levels.len()));
+            return fail(format!(
+                "the loss has anchors for {} levels, the network gives {}",
+                self.anchors.len(),
+                levels.len()
+            ));
         }
         let batch = levels.first().map_or(0, |level| level.dims().first().copied().unwrap_or(0));
         for (level, anchors) in levels.iter().zip(&self.anchors) {
@@ -285,8 +291,7 @@ impl Loss {
                 .map(|(found, coefficients)| Masked { found, coefficients, companions: companions[found.image] })
                 .collect();
             // The part is divided by the batch's size, the total multiplied by it.
-            let (loss, slopes) =
-                masks::loss(&masked, &prototypes, &labelled, targets, self.box_gain, &mut gradient);
+            let (loss, slopes) = masks::loss(&masked, &prototypes, &labelled, targets, self.box_gain, &mut gradient);
             *sum += loss;
             let columns = 5 + self.classes + self.masks;
             for (cell, slopes) in result.cells.iter().zip(slopes) {

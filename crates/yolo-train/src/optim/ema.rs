@@ -23,7 +23,8 @@ impl Ema {
     /// # Errors
     /// Where the device has no room.
     pub fn new<'a>(tensors: impl IntoIterator<Item = (&'a str, &'a Tensor)>) -> Result<Self> {
-        let copy = |(name, tensor): (&str, &Tensor)| Ok((name.to_owned(), Var::from_tensor(&same_device_copy(tensor)?)?));
+        let copy =
+            |(name, tensor): (&str, &Tensor)| Ok((name.to_owned(), Var::from_tensor(&same_device_copy(tensor)?)?));
         Ok(Self { tensors: tensors.into_iter().map(copy).collect::<Result<_>>()?, updates: 0 })
     }
 
@@ -67,7 +68,8 @@ pub(super) fn fill(var: &Var, weights: &Weights, name: &str) -> Result<()> {
     let shape = weights.shape(name);
     if shape != Some(var.dims()) {
         let got = shape.map_or_else(|| "has none".to_owned(), |shape| format!("has {shape:?}"));
-        let problem = format!("expected a tensor `{name}` of shape {:?}, the file {got}: it belongs to another run", var.dims());
+        let problem =
+            format!("expected a tensor `{name}` of shape {:?}, the file {got}: it belongs to another run", var.dims());
         return Err(Error::data(weights.path(), problem));
     }
     Ok(var.set(&weights.tensor(name, DType::F32, var.device())?)?)

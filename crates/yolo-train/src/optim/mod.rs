@@ -1,8 +1,8 @@
 //! From gradients to new weights: optimisers with YOLOv5's groups of parameters, schedules, the running average of the weights,
 //! and when to stop.
 
-mod ema;
 mod elementwise;
+mod ema;
 mod optimizer;
 mod schedule;
 mod stopping;

@@ -344,7 +344,12 @@ mod tests {
 
     /// Gradients of a loss that is the sum of the parameter times fixed numbers.
     fn backward(var: &Var, gradient: [f32; 3]) -> GradStore {
-        (var.as_tensor() * Tensor::new(&gradient, &Device::Cpu).unwrap()).unwrap().sum_all().unwrap().backward().unwrap()
+        (var.as_tensor() * Tensor::new(&gradient, &Device::Cpu).unwrap())
+            .unwrap()
+            .sum_all()
+            .unwrap()
+            .backward()
+            .unwrap()
     }
 
     fn values(var: &Var) -> Vec<f32> {

@@ -109,7 +109,9 @@ mod tests {
     fn rates_fall_from_one_to_lrf() {
         for cosine in [false, true] {
             let schedule = schedule(cosine);
-            assert!(near(schedule.factor(0), 1.0) && near(schedule.factor(50), 0.55) && near(schedule.factor(100), 0.1));
+            assert!(
+                near(schedule.factor(0), 1.0) && near(schedule.factor(50), 0.55) && near(schedule.factor(100), 0.1)
+            );
         }
         assert!(near(schedule(false).factor(25), 0.775));
         assert!(near(schedule(true).factor(25), 0.55 + 0.45 * 0.5f64.sqrt()));

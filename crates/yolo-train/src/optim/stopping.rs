@@ -50,8 +50,11 @@ mod tests {
     #[test]
     fn patience_counts_from_the_best_epoch() {
         let mut stopping = EarlyStopping::new(3);
-        let stops: Vec<bool> =
-            [0.1, 0.3, 0.2, 0.3, 0.1].iter().enumerate().map(|(epoch, fitness)| stopping.update(epoch, *fitness)).collect();
+        let stops: Vec<bool> = [0.1, 0.3, 0.2, 0.3, 0.1]
+            .iter()
+            .enumerate()
+            .map(|(epoch, fitness)| stopping.update(epoch, *fitness))
+            .collect();
         assert_eq!(stops, [false, false, false, false, true]);
         assert_eq!((stopping.best_epoch(), stopping.best_fitness()), (1, 0.3));
     }

@@ -111,8 +111,12 @@ fn fitness(sizes: &[[f64; 2]], anchors: &[[f64; 2]], limit: f64) -> f64 {
 
 /// `count` anchors that rise by area; none where there are fewer labels than that.
 fn search(sizes: &[[f64; 2]], count: usize, limit: f64, seed: u64) -> Option<Vec<[f64; 2]>> {
-    let large: Vec<[f64; 2]> =
-        sizes.iter().copied().filter(|[w, h]| *w >= SMALLEST || *h >= SMALLEST).filter(|[w, h]| *w > 0.0 && *h > 0.0).collect();
+    let large: Vec<[f64; 2]> = sizes
+        .iter()
+        .copied()
+        .filter(|[w, h]| *w >= SMALLEST || *h >= SMALLEST)
+        .filter(|[w, h]| *w > 0.0 && *h > 0.0)
+        .collect();
     if large.len() < count {
         return None;
     }
@@ -207,7 +211,11 @@ fn k_means(sizes: &[[f64; 2]], count: usize, seed: u64) -> Vec<[f64; 2]> {
 
 fn nearest(point: &[f64; 2], centres: &[[f64; 2]]) -> (usize, f64) {
     let distance = |centre: &[f64; 2]| (point[0] - centre[0]).powi(2) + (point[1] - centre[1]).powi(2);
-    centres.iter().map(distance).enumerate().fold((0, f64::INFINITY), |best, (i, d)| if d < best.1 { (i, d) } else { best })
+    centres
+        .iter()
+        .map(distance)
+        .enumerate()
+        .fold((0, f64::INFINITY), |best, (i, d)| if d < best.1 { (i, d) } else { best })
 }
 
 #[cfg(test)]

@@ -71,7 +71,8 @@ impl State {
     pub(super) fn of(weights: &Weights) -> Result<Self> {
         let fail = |problem: String| Error::data(weights.path(), problem);
         let text = weights.metadata().extra.get(KEY).ok_or_else(|| fail("holds no state of a training run".into()))?;
-        let state: Self = serde_json::from_str(text).map_err(|problem| fail(format!("the run's state is damaged: {problem}")))?;
+        let state: Self =
+            serde_json::from_str(text).map_err(|problem| fail(format!("the run's state is damaged: {problem}")))?;
         if state.version != VERSION {
             let problem = format!("the run's state is of version {}, this program reads {VERSION}", state.version);
             return Err(fail(problem));
@@ -159,7 +160,8 @@ mod tests {
         state.maps = vec![Exact(1.0 / 3.0), Exact(f64::MIN_POSITIVE)];
         state.sums.routing = vec![("model.2".into(), Exact(0.7))];
         let values = Tensor::new(&[1.0f32 / 3.0, -0.0, f32::MIN_POSITIVE / 2.0, 3e38], &Device::Cpu).unwrap();
-        save_state(&file, [("network.w".to_owned(), values.clone())].into_iter(), &state, &NetworkMetadata::default()).unwrap();
+        save_state(&file, [("network.w".to_owned(), values.clone())].into_iter(), &state, &NetworkMetadata::default())
+            .unwrap();
         let weights = Weights::open(&file).unwrap();
         assert_eq!(State::of(&weights).unwrap(), state);
         let read = weights.tensor("network.w", DType::F32, &Device::Cpu).unwrap();
@@ -181,7 +183,8 @@ mod tests {
     fn what_half_precision_cannot_hold_stays_single() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("w.safetensors");
-        let (small, large) = (Tensor::new(&[0.5f32], &Device::Cpu).unwrap(), Tensor::new(&[1e6f32], &Device::Cpu).unwrap());
+        let (small, large) =
+            (Tensor::new(&[0.5f32], &Device::Cpu).unwrap(), Tensor::new(&[1e6f32], &Device::Cpu).unwrap());
         save_weights(&file, [("a", &small), ("b", &large)].into_iter(), &NetworkMetadata::default()).unwrap();
         let weights = Weights::open(&file).unwrap();
         assert_eq!(weights.dtype("a"), Some(StoredType::F16));

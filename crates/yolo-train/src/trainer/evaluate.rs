@@ -5,10 +5,10 @@ use yolo_core::Model;
 
 use super::Stop;
 use super::events::{Event, Listener};
+use crate::Result;
 use crate::data::Loader;
 use crate::loss::{Loss, LossParts};
 use crate::validate::{Options, Report, Validator};
-use crate::Result;
 
 /// What a validation gave.
 pub(super) struct Evaluation {

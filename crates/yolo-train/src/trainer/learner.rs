@@ -52,7 +52,8 @@ impl Learner {
         let anchors = match graph.nodes().get(graph.output().main()).map(|node| &node.op) {
             Some(Op::Detect { anchors, .. }) => *anchors,
             _ => {
-                let problem = format!("{} has no detection head: its last layer must be Detect or Segment", config.name);
+                let problem =
+                    format!("{} has no detection head: its last layer must be Detect or Segment", config.name);
                 return Err(Error::Argument { argument: "cfg", problem });
             }
         };
@@ -65,9 +66,9 @@ impl Learner {
         let frozen = |name: &str| freeze.iter().any(|layer| name.starts_with(&format!("model.{layer}.")));
         let mut tensors = Vec::with_capacity(graph.params().len());
         for param in graph.params() {
-            let value = values.remove(&param.name).ok_or_else(|| {
-                Error::Training(format!("the network has no starting value for {}", param.name))
-            })?;
+            let value = values
+                .remove(&param.name)
+                .ok_or_else(|| Error::Training(format!("the network has no starting value for {}", param.name)))?;
             let trained = param.kind != ParamKind::Buffer && !frozen(&param.name);
             tensors.push((param.name.clone(), Var::from_tensor(&value)?, trained));
         }
@@ -131,9 +132,9 @@ impl Learner {
             let pairs = [(&statistics.mean, &statistics.batch_mean), (&statistics.var, &statistics.batch_var_unbiased)];
             for (name, batch) in pairs {
                 let place = self.places.get(name.as_str()).copied();
-                let (_, running, _) = place.and_then(|place| self.tensors.get(place)).ok_or_else(|| {
-                    Error::Training(format!("the network has no running statistics {name}"))
-                })?;
+                let (_, running, _) = place
+                    .and_then(|place| self.tensors.get(place))
+                    .ok_or_else(|| Error::Training(format!("the network has no running statistics {name}")))?;
                 blend(running, &batch.detach(), KEEP)?;
             }
         }
@@ -162,9 +163,10 @@ impl Learner {
     /// Replaces the anchors, in the network and its average.
     pub(super) fn set_anchors(&mut self, pixels: &[Vec<[f64; 2]>]) -> Result<()> {
         let var = &self.tensors[self.anchors].1;
-        let in_cells = pixels.iter().zip(self.graph.strides()).flat_map(|(level, stride)| {
-            level.iter().flatten().map(move |side| (side / stride) as f32)
-        });
+        let in_cells = pixels
+            .iter()
+            .zip(self.graph.strides())
+            .flat_map(|(level, stride)| level.iter().flatten().map(move |side| (side / stride) as f32));
         let values = Tensor::from_vec(in_cells.collect::<Vec<f32>>(), var.shape(), var.device())?;
         var.set(&values)?;
         if let Some((_, average)) = self.ema.tensors().nth(self.anchors) {
@@ -225,7 +227,9 @@ fn transfer(
     for (place, param) in graph.params().iter().enumerate() {
         let count = if param.name.ends_with(".running_mean") { 2 } else { 1 };
         found.all += count;
-        let Some(weights) = weights.filter(|weights| weights.shape(&param.name) == Some(&param.shape)) else { continue };
+        let Some(weights) = weights.filter(|weights| weights.shape(&param.name) == Some(&param.shape)) else {
+            continue;
+        };
         if Some(place) != but {
             found.taken += count;
             let tensor = weights.tensor(&param.name, DType::F32, device)?;
@@ -280,7 +284,9 @@ mod tests {
             let (_, var, _) = learner.tensors.iter().find(|(name, ..)| name == end).unwrap();
             gradients.get(var).is_some()
         };
-        assert!(gradient("model.0.conv.weight") && gradient("model.2.m.0.bias") && !gradient("model.1.cv1.conv.weight"));
+        assert!(
+            gradient("model.0.conv.weight") && gradient("model.2.m.0.bias") && !gradient("model.1.cv1.conv.weight")
+        );
     }
 
     #[test]
@@ -330,7 +336,8 @@ mod tests {
 
     #[test]
     fn a_network_without_a_head_is_refused() {
-        let yaml = "{nc: 2, depth_multiple: 1, width_multiple: 1, anchors: 3, backbone: [[-1, 1, Conv, [8, 3, 2]]], head: []}";
+        let yaml =
+            "{nc: 2, depth_multiple: 1, width_multiple: 1, anchors: 3, backbone: [[-1, 1, Conv, [8, 3, 2]]], head: []}";
         let config = NetworkConfig::parse("tiny", yaml).unwrap();
         let error = Learner::new(&config, 1, None, true, &[], &Device::Cpu).err().unwrap().to_string();
         assert!(error.contains("no detection head"), "{error}");

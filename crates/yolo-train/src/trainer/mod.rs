@@ -202,8 +202,7 @@ impl Trainer {
     /// Validates the running average.
     fn look(&self, stop: &Stop, listener: &mut Listener<'_>) -> Result<Option<Evaluation>> {
         let options = validate::Options::default();
-        let found =
-            evaluate(self.learner.average(), &self.loss, &self.val, &options, &self.device, stop, listener)?;
+        let found = evaluate(self.learner.average(), &self.loss, &self.val, &options, &self.device, stop, listener)?;
         if let Some(Evaluation { report, .. }) = &found {
             listener(Event::Validated { report, names: &self.names, classes: false });
         }

@@ -3,8 +3,8 @@
 use candle_core::{Device, Tensor};
 use rayon::prelude::*;
 
-use crate::data::rng::Rng;
 use crate::Result;
+use crate::data::rng::Rng;
 
 /// Sets the sizes apart from what else is drawn from the seed.
 const STREAM: u64 = 0x6d75_6c74_6973_6361;

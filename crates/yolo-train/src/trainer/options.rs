@@ -160,7 +160,10 @@ impl TrainOptions {
             return fail("label-smoothing", format!("{} is not from 0 to below 1", self.label_smoothing));
         }
         if self.rect && self.image_weights {
-            return fail("image-weights", "pictures of rectangular batches come in a fixed order: leave out --rect".into());
+            return fail(
+                "image-weights",
+                "pictures of rectangular batches come in a fixed order: leave out --rect".into(),
+            );
         }
         let positive = [("lr0", hyp.lr0), ("anchor_t", hyp.anchor_t), ("cls_pw", hyp.cls_pw), ("obj_pw", hyp.obj_pw)];
         for (key, value) in positive {

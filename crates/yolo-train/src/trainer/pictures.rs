@@ -2,13 +2,11 @@
 
 use std::path::Path;
 
-use yolo_core::Detection;
-
 use super::TrainOptions;
 use crate::Result;
 use crate::data::{Batch, Labels};
-use crate::plots::{self, MetricCurves, save};
-use crate::validate::{Found, Report, Summary};
+use crate::plots::{self, save};
+use crate::validate::{Found, Report, figures};
 
 /// Batches that are drawn of training and of validation.
 const BATCHES: usize = 3;
@@ -46,49 +44,12 @@ impl<'a> Predicted<'a> {
         if self.options.noplots || index >= BATCHES {
             return Ok(());
         }
-        let detections: Vec<Vec<Detection>> = found.iter().map(detections).collect();
-        let file = |what: &str| self.options.save_dir.join(format!("val_batch{index}_{what}.jpg"));
-        save(file("labels"), &plots::label_mosaic(batch, self.names)?)?;
-        save(file("pred"), &plots::prediction_mosaic(batch, &detections, self.names)?)
+        figures::save_batch(index, batch, found, self.names, &self.options.save_dir)
     }
-}
-
-/// What was found in a picture, in pixels of the network's input.
-fn detections(found: &Found) -> Vec<Detection> {
-    let detection = |(index, candidate): (usize, &yolo_core::post::Candidate)| Detection {
-        bbox: candidate.bbox,
-        class: candidate.class,
-        confidence: candidate.confidence,
-        mask: found.masks.get(index).cloned(),
-        polygon: None,
-    };
-    found.candidates.iter().enumerate().map(detection).collect()
 }
 
 /// The curves, the confusion matrix and `results.png`.
 pub(super) fn of_results(folder: &Path, report: &Report, names: &[String]) -> Result<()> {
-    match &report.masks {
-        None => curves(folder, "", &report.boxes, names)?,
-        Some(masks) => {
-            curves(folder, "Box", &report.boxes, names)?;
-            curves(folder, "Mask", masks, names)?;
-        }
-    }
-    let confusion = &report.confusion;
-    let row = |found: usize| (0..=confusion.classes()).map(|label| confusion.count(found, label) as f64).collect();
-    let matrix: Vec<Vec<f64>> = (0..=confusion.classes()).map(row).collect();
-    save(folder.join("confusion_matrix.png"), &plots::confusion_matrix(&matrix, names))?;
+    figures::save_curves(report, names, folder)?;
     save(folder.join("results.png"), &plots::results_file(folder.join("results.csv"))?)
-}
-
-fn curves(folder: &Path, kind: &str, summary: &Summary, names: &[String]) -> Result<()> {
-    let name = |class: usize| names.get(class).cloned().unwrap_or_else(|| class.to_string());
-    let names: Vec<String> = summary.classes.iter().map(|class| name(class.class)).collect();
-    let of = |classes| MetricCurves { names: &names, x: &summary.curves.x, classes };
-    let precisions: Vec<f64> = summary.classes.iter().map(|class| class.metrics.map50).collect();
-    let file = |name: &str| folder.join(format!("{kind}{name}_curve.png"));
-    save(file("PR"), &plots::pr_curve(of(&summary.curves.precision_at_recall), &precisions))?;
-    save(file("F1"), &plots::f1_curve(of(&summary.curves.f1)))?;
-    save(file("P"), &plots::p_curve(of(&summary.curves.precision)))?;
-    save(file("R"), &plots::r_curve(of(&summary.curves.recall)))
 }

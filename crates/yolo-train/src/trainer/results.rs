@@ -187,7 +187,11 @@ mod tests {
         let lines: Vec<&str> = uncut.lines().collect();
         assert!(lines[0].starts_with("               epoch,      train/box_loss,"), "{}", lines[0]);
         assert!(lines[0].ends_with("x/lr2,     routing/model.2"), "{}", lines[0]);
-        assert!(lines[1].starts_with("                   0,                 0.5,                   0,"), "{}", lines[1]);
+        assert!(
+            lines[1].starts_with("                   0,                 0.5,                   0,"),
+            "{}",
+            lines[1]
+        );
         assert_eq!(lines[1].split(',').count(), lines[0].split(',').count());
     }
 }

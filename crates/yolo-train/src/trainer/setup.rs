@@ -103,7 +103,10 @@ impl Trainer {
             listener(Event::Notice(format!("freezing {}", learner.frozen().join(", "))));
         }
         if learner.parameters().is_empty() {
-            return Err(Error::Argument { argument: "freeze", problem: "every layer is frozen, nothing is left to train".into() });
+            return Err(Error::Argument {
+                argument: "freeze",
+                problem: "every layer is frozen, nothing is left to train".into(),
+            });
         }
 
         let stride = learner.graph().stride();
@@ -115,6 +118,7 @@ impl Trainer {
             )));
             options.imgsz = fitted;
         }
+        listener(Event::Notice(learner.graph().summary(options.imgsz)?.line()));
         let segments = learner.graph().num_masks() > 0;
         let train = open_loader(&data, Split::Train, training(&options, &hyp, stride, segments)?, listener)?;
         let val = open_loader(&data, Split::Val, validation(&options, stride, segments)?, listener)?;
@@ -311,11 +315,11 @@ fn fit_anchors(
     listener: &mut Listener<'_>,
 ) -> Result<()> {
     let old = learner.anchors_in_pixels()?;
-    let Some(fit) = anchors::fit(train.labels(), &old, options.imgsz, hyp.anchor_t, options.seed) else { return Ok(()) };
-    let start = format!(
-        "AutoAnchor: {:.2} anchors/target, {:.3} Best Possible Recall (BPR). ",
-        fit.per_target, fit.recall
-    );
+    let Some(fit) = anchors::fit(train.labels(), &old, options.imgsz, hyp.anchor_t, options.seed) else {
+        return Ok(());
+    };
+    let start =
+        format!("AutoAnchor: {:.2} anchors/target, {:.3} Best Possible Recall (BPR). ", fit.per_target, fit.recall);
     let (Some((better, recall)), old) = (fit.better, fit.recall) else {
         let end = if fit.recall > 0.98 {
             "Current anchors are a good fit to dataset"
@@ -326,7 +330,8 @@ fn fit_anchors(
         return Ok(());
     };
     learner.set_anchors(&better)?;
-    let list = |level: &Vec<[f64; 2]>| level.iter().map(|[w, h]| format!("{w:.0},{h:.0}")).collect::<Vec<_>>().join(", ");
+    let list =
+        |level: &Vec<[f64; 2]>| level.iter().map(|[w, h]| format!("{w:.0},{h:.0}")).collect::<Vec<_>>().join(", ");
     let levels: Vec<String> = better.iter().map(list).collect();
     listener(Event::Notice(format!(
         "{start}Anchors are a poor fit to dataset, new ones raise the recall from {old:.3} to {recall:.3}: {}",
