@@ -1,6 +1,6 @@
 //! Sigmoid and SiLU as operations of Candle: vectors and threads on the CPU, Candle's own elsewhere.
 
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor};
+use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 
 use crate::cpu::{self, Unary};
 use crate::error::{Result, on_cpu};
@@ -40,16 +40,32 @@ impl CustomOp1 for Function {
     }
 
     fn bwd(&self, x: &Tensor, y: &Tensor, dy: &Tensor) -> candle_core::Result<Option<Tensor>> {
-        let slope = match self.0 {
+        match self.0 {
             // s (1 - s)
-            Unary::Sigmoid => (y * (1.0 - y)?)?,
-            // s (1 + x (1 - s)) = s + y (1 - s)
-            Unary::Silu => {
-                let s = sigmoid(x)?;
-                (&s + (y * (1.0 - &s)?)?)?
-            }
-        };
-        Ok(Some((dy * slope)?))
+            Unary::Sigmoid => Ok(Some((dy * (y * (1.0 - y)?)?)?)),
+            Unary::Silu => x.apply_op2_no_bwd(&dy.contiguous()?, &SiluBackward).map(Some),
+        }
+    }
+}
+
+struct SiluBackward;
+
+impl CustomOp2 for SiluBackward {
+    fn name(&self) -> &'static str {
+        "silu-gradient"
+    }
+
+    fn cpu_fwd(
+        &self,
+        x: &CpuStorage,
+        x_layout: &Layout,
+        dy: &CpuStorage,
+        dy_layout: &Layout,
+    ) -> candle_core::Result<(CpuStorage, Shape)> {
+        let x = slice(x, x_layout)?;
+        let mut dx = vec![0.0; x.len()];
+        cpu::silu_backward(x, slice(dy, dy_layout)?, &mut dx);
+        Ok((CpuStorage::F32(dx), x_layout.shape().clone()))
     }
 }
 

@@ -6,6 +6,7 @@
 //! `batch * groups` convolutions here; batched matrix products do not.
 
 mod activation;
+mod batch_norm;
 mod channel;
 mod config;
 pub mod cpu;
@@ -28,6 +29,7 @@ mod schedule;
 mod upsample;
 
 pub use activation::{sigmoid, silu};
+pub use batch_norm::{Normalised, batch_norm_training};
 pub use channel::scale_shift;
 pub use config::{ConvConfig, Routing};
 pub use dynamic::{Epilogue, Mixing, dynamic_conv2d};

@@ -1,6 +1,6 @@
 //! The convolution as an operation of Candle: shapes checked here, kernels of [`crate::cpu`] underneath, gradients of its own.
 
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
+use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Storage, Tensor, bail};
 
 use crate::ConvConfig;
 use crate::cpu::{self, ConvShape, Epilogue, Kernels};
@@ -235,10 +235,30 @@ pub(crate) fn slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> candle_core
     Ok(&storage.as_slice::<f32>()?[start..end])
 }
 
-/// The transposed convolution of the gradient, cut or filled to the input's size.
+/// Calls `f` with the values of contiguous tensors of f32 on the CPU.
+pub(crate) fn with_values<const N: usize, T>(
+    tensors: [&Tensor; N],
+    f: impl FnOnce([&[f32]; N]) -> T,
+) -> candle_core::Result<T> {
+    let stored = tensors.map(Tensor::storage_and_layout);
+    let mut slices = [[].as_slice(); N];
+    for (values, (storage, layout)) in slices.iter_mut().zip(&stored) {
+        let Storage::Cpu(storage) = &**storage else { bail!("expected tensors on the CPU") };
+        *values = slice(storage, layout)?;
+    }
+    Ok(f(slices))
+}
+
+/// The transposed convolution of the gradient, cut or filled to the input's size. Without a kernel, by matrix products.
 fn input_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
     let (_, channels, height, width) = x.dims4()?;
     let shape = shape(Operation("convolution"), "kernels", x.dims(), kernels.dim(1)?, config)?;
+    if on_cpu(dy) && dy.elem_count() > 0 {
+        let dx = with_values([&dy.contiguous()?, &kernels.contiguous()?], |[dy, kernels]| {
+            cpu::conv2d_input_gradient(dy, kernels, &shape)
+        })?;
+        return Tensor::from_vec(dx, x.dims(), x.device());
+    }
     let (sets, groups) = (kernels.dim(0)?, config.groups);
     let (per_group, out_group) = (channels / groups, shape.out_channels / groups);
     let [kh, kw] = [config.kernel.0, config.kernel.1];
@@ -247,9 +267,17 @@ fn input_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig
     reference::spread_convolution(dy, &turned, config, (height, width), convolve_any)
 }
 
-/// The gradient times the unfolded input: one matrix product a sample and group.
+/// The gradient times the input under each tap. Without a kernel, one matrix product a sample and group.
 fn kernel_gradient(x: &Tensor, kernels: &Tensor, dy: &Tensor, config: &ConvConfig) -> candle_core::Result<Tensor> {
     let (batch, channels, ..) = x.dims4()?;
+    if on_cpu(dy) && dy.elem_count() > 0 {
+        let shape = shape(Operation("convolution"), "kernels", x.dims(), kernels.dim(1)?, config)?;
+        let per_sample = kernels.dim(0)? == batch;
+        let dk = with_values([&x.contiguous()?, &dy.contiguous()?], |[x, dy]| {
+            cpu::conv2d_kernel_gradient(x, dy, per_sample, &shape)
+        })?;
+        return Tensor::from_vec(dk, kernels.dims(), kernels.device());
+    }
     let (columns, height, width) = reference::im2col(x, config)?;
     let taps = channels / config.groups * config.kernel.0 * config.kernel.1;
     let columns = columns.reshape((batch, config.groups, taps, height * width))?;

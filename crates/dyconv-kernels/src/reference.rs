@@ -2,7 +2,7 @@
 
 use candle_core::{Result, Tensor, bail};
 
-use crate::{ConvConfig, Routing};
+use crate::{ConvConfig, Normalised, Routing};
 
 /// Routing weights of each sample: global average pool, linear layer, activation.
 ///
@@ -30,6 +30,27 @@ pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Re
 /// Where the shapes do not fit.
 pub fn mix_experts(r: &Tensor, experts: &Tensor) -> Result<Tensor> {
     r.matmul(experts)
+}
+
+/// Batch normalisation by the batch's own statistics, and SiLU behind it where wanted; as
+/// [`batch_norm_training`](crate::batch_norm_training).
+///
+/// # Errors
+/// Where the shapes do not fit.
+pub fn batch_norm_training(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, silu: bool) -> Result<Normalised> {
+    let (batch, channels, height, width) = x.dims4()?;
+    let n = (batch * height * width) as f64;
+    let mean = x.mean_keepdim((0, 2, 3))?;
+    let centred = x.broadcast_sub(&mean)?;
+    let var = centred.sqr()?.mean_keepdim((0, 2, 3))?;
+    let per_channel = |t: &Tensor| t.reshape((1, channels, 1, 1));
+    let scale = (per_channel(weight)? / (&var + eps)?.sqrt()?)?;
+    let y = centred.broadcast_mul(&scale)?.broadcast_add(&per_channel(bias)?)?;
+    Ok(Normalised {
+        y: if silu { y.silu()? } else { y },
+        mean: mean.detach().flatten_all()?,
+        var: (var.detach().flatten_all()? * (n / (n - 1.0)))?,
+    })
 }
 
 /// Convolution of each sample with its own kernels.

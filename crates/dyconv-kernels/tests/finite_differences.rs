@@ -2,8 +2,8 @@
 
 use candle_core::{DType, Device, Tensor, Var};
 use dyconv_kernels::{
-    ConvConfig, Epilogue, Mixing, Result, Routing, conv_transpose2d, conv2d, conv2d_per_sample, dynamic_conv2d,
-    max_pool2d, mix_experts, route, scale_shift, sigmoid, silu, upsample_nearest2d,
+    ConvConfig, Epilogue, Mixing, Result, Routing, batch_norm_training, conv_transpose2d, conv2d, conv2d_per_sample,
+    dynamic_conv2d, max_pool2d, mix_experts, route, scale_shift, sigmoid, silu, upsample_nearest2d,
 };
 
 /// Half the distance of a difference. Its own error grows with the square, that of rounding with the inverse.
@@ -116,6 +116,22 @@ fn functions_of_one_value() {
         check("sigmoid", std::slice::from_ref(&x), &|t| sigmoid(&t[0]));
         check("silu", &[x], &|t| silu(&t[0]));
     }
+}
+
+/// The result, and the statistics with a loss of their own weights: nothing flows through these.
+#[test]
+fn batch_normalisation() {
+    for shape in [[2, 3, 4, 5], [1, 1, 1, 7], [3, 5, 2, 1], [2, 2, 9, 7], [5, 1, 1, 1]] {
+        let inputs = [(noise(&shape, 1) * 2.0).unwrap(), noise(&[shape[1]], 4), noise(&[shape[1]], 7)];
+        for silu in [false, true] {
+            check("batch_norm_training", &inputs, &|t| Ok(batch_norm_training(&t[0], &t[1], &t[2], 1e-3, silu)?.y));
+        }
+    }
+    // Read through strides, and in parts that are longer than what is added up side by side.
+    let inputs = [noise(&[3, 7, 11, 2], 1), noise(&[2], 4), noise(&[2], 7)];
+    check("batch_norm_training of a view", &inputs, &|t| {
+        Ok(batch_norm_training(&t[0].permute((0, 3, 1, 2))?, &t[1], &t[2], 1e-3, true)?.y)
+    });
 }
 
 #[test]

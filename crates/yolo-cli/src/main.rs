@@ -23,11 +23,14 @@ struct Cli {
 enum Command {
     Benchmark(commands::benchmark::Args),
     Convert(commands::convert::Args),
+    Data(commands::data::Args),
     Fetch(commands::fetch::Args),
     Forward(commands::forward::Args),
     #[command(visible_alias = "detect")]
     Predict(commands::predict::Args),
     Summary(commands::summary::Args),
+    Train(Box<commands::train::Args>),
+    Val(commands::val::Args),
 }
 
 fn main() -> ExitCode {
@@ -35,10 +38,13 @@ fn main() -> ExitCode {
     let outcome: anyhow::Result<ExitCode> = match &cli.command {
         Command::Benchmark(args) => commands::benchmark::run(args),
         Command::Convert(args) => commands::convert::run(args),
+        Command::Data(args) => commands::data::run(args),
         Command::Fetch(args) => commands::fetch::run(args),
         Command::Forward(args) => commands::forward::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Summary(args) => commands::summary::run(args),
+        Command::Train(args) => commands::train::run(args),
+        Command::Val(args) => commands::val::run(args),
     };
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");

@@ -20,5 +20,5 @@ pub use detection::{Detection, Mask};
 pub use detector::{Batch, DetectOptions, Detector, Prepared, Raw, Speed};
 pub use error::{Error, Result};
 pub use graph::Graph;
-pub use model::{Model, Outputs};
+pub use model::{BatchStatistics, Model, Outputs, TrainingOutputs};
 pub use plan::{Plan, PlanOptions, PlanSession};

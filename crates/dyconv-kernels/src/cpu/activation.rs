@@ -9,18 +9,43 @@ const CHUNK: usize = 4096;
 
 /// `y = 1 / (1 + exp(-x))`
 pub(super) fn sigmoid<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
-    map(
-        isa,
-        x,
-        y,
-        #[inline(always)]
-        |x| 1.0 / (1.0 + exp(-x)),
-    );
+    map(isa, x, y, sigmoid_of);
 }
 
 /// `y = x / (1 + exp(-x))`
 pub(super) fn silu<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
     map(isa, x, y, silu_of);
+}
+
+/// `dx = dy * d silu(x) / dx`, which is `dy * (s + x s (1 - s))` with `s = sigmoid(x)`.
+pub(super) fn silu_backward<I: Isa>(isa: I, x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)).for_each(|((dx, x), dy)| {
+        isa.run(
+            #[inline(always)]
+            || {
+                dx.iter_mut().zip(x).zip(dy).for_each(|((dx, x), dy)| {
+                    let s = sigmoid_of(*x);
+                    *dx = dy * (s + x * s * (1.0 - s));
+                });
+            },
+        );
+    });
+}
+
+/// `sums[i] += values[i]`
+pub(super) fn add_to<I: Isa>(isa: I, sums: &mut [f32], values: &[f32]) {
+    sums.par_chunks_mut(4 * CHUNK).zip(values.par_chunks(4 * CHUNK)).for_each(|(sums, values)| {
+        isa.run(
+            #[inline(always)]
+            || sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
+        );
+    });
+}
+
+/// The sigmoid of one value, without a branch.
+#[inline(always)]
+pub(super) fn sigmoid_of(x: f32) -> f32 {
+    1.0 / (1.0 + exp(-x))
 }
 
 /// SiLU of one value, without a branch.

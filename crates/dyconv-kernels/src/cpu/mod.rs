@@ -4,12 +4,18 @@
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
+mod batch_norm;
+mod channels;
 pub mod channels_last;
 #[cfg(test)]
 mod conformance;
 mod conv;
 mod depthwise;
+#[cfg(test)]
+mod gradient_tests;
+mod input_gradient;
 mod isa;
+mod kernel_gradient;
 mod mix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -18,6 +24,7 @@ mod planes;
 mod pool;
 mod route;
 mod scalar;
+mod shared;
 #[cfg(test)]
 mod tests;
 mod tile;
@@ -32,8 +39,12 @@ use std::thread::LocalKey;
 
 use crate::ConvConfig;
 
+pub use batch_norm::{NormShape, Statistics, batch_norm_backward, batch_norm_training};
+pub use channels::{add_to_planes, cut_channels, join_channels, plane_sums};
 use channels_last::planar;
+pub use input_gradient::conv2d_input_gradient;
 pub use isa::IsaName;
+pub use kernel_gradient::conv2d_kernel_gradient;
 pub use pool::{PoolShape, max_pool2d, max_pool2d_backward};
 pub use upsample::{upsample_nearest2d, upsample_nearest2d_backward};
 
@@ -331,13 +342,18 @@ impl Job for Route<'_> {
 
 /// A function of one value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Unary {
+pub enum Unary {
+    /// `1 / (1 + exp(-x))`
     Sigmoid,
+    /// `x / (1 + exp(-x))`
     Silu,
 }
 
-/// Applies a function to every value of `x`; `y` is as long.
-pub(crate) fn unary(kind: Unary, x: &[f32], y: &mut [f32]) {
+/// Applies a function to every value of `x`.
+///
+/// # Panics
+/// Where `y` is not as long.
+pub fn unary(kind: Unary, x: &[f32], y: &mut [f32]) {
     unary_on(chosen(), kind, x, y);
 }
 
@@ -361,6 +377,53 @@ impl Job for Map<'_> {
             Unary::Sigmoid => activation::sigmoid(isa, self.x, self.y),
             Unary::Silu => activation::silu(isa, self.x, self.y),
         }
+    }
+}
+
+/// `sums[i] += values[i]`, on all threads.
+///
+/// # Panics
+/// Where one slice is longer than the other.
+pub fn add_to(sums: &mut [f32], values: &[f32]) {
+    assert_eq!(sums.len(), values.len());
+    if with(chosen(), AddTo { sums, values }).is_none() {
+        unreachable!("the chosen instruction set was not found on this CPU");
+    }
+}
+
+struct AddTo<'a> {
+    sums: &'a mut [f32],
+    values: &'a [f32],
+}
+
+impl Job for AddTo<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        activation::add_to(isa, self.sums, self.values);
+    }
+}
+
+/// The gradient for `x` of SiLU, from that for its result.
+///
+/// # Panics
+/// Where the slices are not all as long.
+pub fn silu_backward(x: &[f32], dy: &[f32], dx: &mut [f32]) {
+    assert!([x.len(), dy.len()] == [dx.len(); 2]);
+    if with(chosen(), SiluBackward { x, dy, dx }).is_none() {
+        unreachable!("the chosen instruction set was not found on this CPU");
+    }
+}
+
+struct SiluBackward<'a> {
+    x: &'a [f32],
+    dy: &'a [f32],
+    dx: &'a mut [f32],
+}
+
+impl Job for SiluBackward<'_> {
+    type Output = ();
+    fn run<I: isa::Isa>(self, isa: I) {
+        activation::silu_backward(isa, self.x, self.dy, self.dx);
     }
 }
 

@@ -9,6 +9,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 pub use arg::Arg;
+use dyconv_kernels::TemperatureSchedule;
 use serde::Serialize;
 
 use crate::weights::Weights;
@@ -143,6 +144,16 @@ impl Temperature {
         match self {
             Self::Constant(value) => value,
             Self::Annealed { end, .. } => end,
+        }
+    }
+
+    /// The temperature of an epoch of training, counted from 0.
+    pub fn at(self, epoch: usize) -> f64 {
+        match self {
+            Self::Constant(value) => value,
+            Self::Annealed { start, end, epochs } => {
+                TemperatureSchedule::linear(start, end, epochs).map_or(end, |schedule| schedule.at(epoch))
+            }
         }
     }
 }

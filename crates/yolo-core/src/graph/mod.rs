@@ -243,6 +243,19 @@ impl Graph {
         Summary::new(self, size)
     }
 
+    /// Gives every softmax routing this temperature.
+    pub(crate) fn set_temperature(&mut self, value: f64) {
+        for node in &mut self.nodes {
+            if let Op::Route { route, .. } = &mut node.op {
+                match route {
+                    RouteOp::Linear { activation: RouteActivation::Softmax { temperature }, .. }
+                    | RouteOp::Attention { temperature, .. } => *temperature = value,
+                    RouteOp::Linear { activation: RouteActivation::Sigmoid, .. } => {}
+                }
+            }
+        }
+    }
+
     fn layer_names(&self) -> Vec<&'static str> {
         self.layers.iter().map(|layer| layer.module).collect()
     }

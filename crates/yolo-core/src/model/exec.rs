@@ -70,7 +70,7 @@ pub(super) fn run(model: &Model, id: NodeId, inputs: &[&Tensor]) -> Result<Tenso
     }
 }
 
-fn config(geometry: &ConvGeometry) -> ConvConfig {
+pub(super) fn config(geometry: &ConvGeometry) -> ConvConfig {
     let ConvGeometry { kernel, stride, padding, dilation, groups, .. } = *geometry;
     ConvConfig { kernel, stride, padding, dilation, groups }
 }

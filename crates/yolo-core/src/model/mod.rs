@@ -3,8 +3,10 @@
 mod decode;
 mod exec;
 mod fold;
+mod training;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use candle_core::{DType, Device, Tensor};
 use candle_nn::{Init as CandleInit, Module, VarBuilder};
@@ -14,11 +16,12 @@ use crate::weights::{Expected, Weights};
 
 use crate::{Error, Result};
 pub(crate) use exec::BATCH_NORM_EPS;
+pub use training::{BatchStatistics, TrainingOutputs};
 
 /// A network with its weights.
 #[derive(Debug, Clone)]
 pub struct Model {
-    graph: Graph,
+    graph: Arc<Graph>,
     /// In the order of [`Graph::params`].
     params: Vec<Tensor>,
     /// For each node, the last node that reads it.
@@ -68,7 +71,7 @@ impl Model {
         for (i, node) in graph.nodes().iter().enumerate() {
             node.inputs.iter().for_each(|&input| last_use[input] = i);
         }
-        Ok(Self { graph, params, last_use, folded: BTreeSet::new(), shifts: BTreeMap::new() })
+        Ok(Self { graph: Arc::new(graph), params, last_use, folded: BTreeSet::new(), shifts: BTreeMap::new() })
     }
 
     /// Takes the network's parameters from a weights file, which must hold exactly these.
@@ -92,7 +95,7 @@ impl Model {
             params[param] = weights.tensor(&graph.params()[param].name, DType::F32, &Device::Cpu)?;
         }
         Ok(Self {
-            graph: graph.clone(),
+            graph: Arc::new(graph.clone()),
             params,
             last_use: Vec::new(),
             folded: BTreeSet::new(),
@@ -132,59 +135,82 @@ impl Model {
     /// # Errors
     /// As [`Model::run`]; and where there is no such layer.
     pub fn run_with_features(&self, x: &Tensor, layers: &[usize]) -> Result<Outputs> {
-        let height_width = self.check_input(x)?;
         let wanted = self.layer_nodes(layers)?;
-        if x.dim(0)? == 0 {
-            return Err(Error::Argument { argument: "x", problem: "the batch is empty".into() });
-        }
-        self.graph.shapes(height_width.0, height_width.1)?;
-        let mut values: Vec<Option<Tensor>> = vec![None; self.graph.nodes().len()];
+        self.check_input(x)?;
         let (main, prototypes) = match self.graph.output() {
             Output::Segment { rows, prototypes } => (rows, Some(prototypes)),
             other => (other.main(), None),
         };
-        let kept = |node: NodeId| node == main || Some(node) == prototypes || wanted.contains(&node);
-        for (i, node) in self.graph.nodes().iter().enumerate() {
-            let value = match node.op {
-                Op::Input => x.clone(),
-                _ => {
-                    let inputs: Option<Vec<&Tensor>> =
-                        node.inputs.iter().map(|&input| values[input].as_ref()).collect();
-                    let inputs = inputs
-                        .ok_or_else(|| Error::Candle(candle_core::Error::msg("a value was dropped too early")))?;
-                    exec::run(self, i, &inputs).map_err(|e| self.graph.layer_error(node.layer, e.to_string()))?
-                }
-            };
-            values[i] = Some(value);
+        let wanted: Vec<NodeId> = [main].into_iter().chain(prototypes).chain(wanted).collect();
+        let mut results = self.walk(x, &wanted, |id, inputs| exec::run(self, id, inputs))?.into_iter();
+        let mut next =
+            || results.next().ok_or_else(|| Error::Candle(candle_core::Error::msg("an output was dropped too early")));
+        let main = next()?;
+        let prototypes = prototypes.map(|_| next()).transpose()?;
+        Ok(Outputs { main, prototypes, features: results.collect() })
+    }
+
+    /// Runs the operations that the `wanted` nodes depend on, each by `run`, and gives the results of the wanted ones.
+    fn walk(
+        &self,
+        x: &Tensor,
+        wanted: &[NodeId],
+        mut run: impl FnMut(NodeId, &[&Tensor]) -> candle_core::Result<Tensor>,
+    ) -> Result<Vec<Tensor>> {
+        let nodes = self.graph.nodes();
+        let mut needed = vec![false; nodes.len()];
+        wanted.iter().for_each(|&node| needed[node] = true);
+        for i in (0..nodes.len()).rev() {
+            if needed[i] {
+                nodes[i].inputs.iter().for_each(|&input| needed[input] = true);
+            }
+        }
+        let mut values: Vec<Option<Tensor>> = vec![None; nodes.len()];
+        for (i, node) in nodes.iter().enumerate() {
+            if needed[i] {
+                let value = match node.op {
+                    Op::Input => x.clone(),
+                    _ => {
+                        let inputs: Option<Vec<&Tensor>> =
+                            node.inputs.iter().map(|&input| values[input].as_ref()).collect();
+                        let inputs = inputs
+                            .ok_or_else(|| Error::Candle(candle_core::Error::msg("a value was dropped too early")))?;
+                        run(i, &inputs).map_err(|e| self.graph.layer_error(node.layer, e.to_string()))?
+                    }
+                };
+                values[i] = Some(value);
+            }
             for &input in &node.inputs {
-                if self.last_use[input] == i && !kept(input) {
+                if self.last_use[input] == i && !wanted.contains(&input) {
                     values[input] = None;
                 }
             }
         }
-        let get = |node: NodeId| {
+        let get = |&node: &NodeId| {
             values[node]
                 .clone()
                 .ok_or_else(|| Error::Candle(candle_core::Error::msg("an output was dropped too early")))
         };
-        Ok(Outputs {
-            main: get(main)?,
-            prototypes: prototypes.map(get).transpose()?,
-            features: wanted.into_iter().map(get).collect::<Result<_>>()?,
-        })
+        wanted.iter().map(get).collect()
     }
 
-    /// Height and width of an input that the network can take.
-    fn check_input(&self, x: &Tensor) -> Result<(usize, usize)> {
+    /// That an input is one that the network can take.
+    fn check_input(&self, x: &Tensor) -> Result<()> {
         let channels = self.graph.config().channels;
-        match x.dims() {
-            [_, c, h, w] if *c == channels && *h > 0 && *w > 0 => Ok((*h, *w)),
-            got => Err(Error::Shape {
-                what: "the network's input".into(),
-                expected: format!("[batch, {channels}, height, width]"),
-                got: format!("{got:?}"),
-            }),
+        let (batch, height, width) = match *x.dims() {
+            [b, c, h, w] if c == channels && h > 0 && w > 0 => (b, h, w),
+            ref got => {
+                return Err(Error::Shape {
+                    what: "the network's input".into(),
+                    expected: format!("[batch, {channels}, height, width]"),
+                    got: format!("{got:?}"),
+                });
+            }
+        };
+        if batch == 0 {
+            return Err(Error::Argument { argument: "x", problem: "the batch is empty".into() });
         }
+        self.graph.shapes(height, width).map(|_| ())
     }
 
     fn layer_nodes(&self, layers: &[usize]) -> Result<Vec<NodeId>> {

@@ -2,7 +2,7 @@
 
 use image::{Rgb, RgbImage};
 
-use super::font::Line;
+use super::font::TextLine;
 use crate::detection::{Detection, Mask};
 
 /// The twenty class colours of YOLOv5 (2024 and later), RGB.
@@ -122,17 +122,17 @@ fn frame(bbox: [f32; 4], width: u32, height: u32) -> [f32; 4] {
 /// Draws a label at a box's upper left corner; `size` in pixels an em, less where the picture is too narrow for it.
 fn draw_label(image: &mut RgbImage, frame: [f32; 4], text: &str, mut size: f32, thickness: f32, colour: [u8; 3]) {
     let (width, height) = (image.width() as f32, image.height() as f32);
-    let mut line = Line::new(text, size);
+    let mut line = TextLine::new(text, size);
     let margin = |size: f32| (size * 0.3).round();
     let room = (width - 2.0 * margin(size)).max(1.0);
     if line.width > room {
         size = (size * room / line.width).max(SMALLEST_TEXT);
-        line = Line::new(text, size);
+        line = TextLine::new(text, size);
     }
     let margin = margin(size);
     let half_line = thickness / 2.0;
     let plate_width = (line.width + 2.0 * margin).ceil();
-    let plate_height = (Line::capital_height(size) + 2.0 * margin).ceil();
+    let plate_height = (TextLine::capital_height(size) + 2.0 * margin).ceil();
     let edge = |side: f32| (side + half_pixel(thickness) - half_line + 0.5).max(0.0);
 
     // Over the box where there is room, else inside it; never out of the picture.
@@ -142,7 +142,7 @@ fn draw_label(image: &mut RgbImage, frame: [f32; 4], text: &str, mut size: f32, 
     let top = top.min(height - plate_height).max(0.0);
     fill_rectangle(image, [left, top, left + plate_width, top + plate_height], half_line.min(4.0), colour);
     let ink = if luminance(colour) > DARK_TEXT_FROM { NAVY } else { WHITE };
-    let baseline = (top + (plate_height + Line::capital_height(size)) / 2.0).round();
+    let baseline = (top + (plate_height + TextLine::capital_height(size)) / 2.0).round();
     line.draw(image, left + margin, baseline, ink);
 }
 

@@ -43,10 +43,11 @@ const FALLBACK_NAMES: [&str; 20] = [
 /// A size's share that a character in no font takes, as a hollow box.
 const MISSING_ADVANCE: f32 = 0.6;
 
-/// One line of text, laid out from its left end and baseline.
-pub(super) struct Line {
+/// One line of text, laid out from its left end and baseline, in the embedded Roboto and, where that lacks a character, a font of
+/// the system.
+pub struct TextLine {
     /// Width in pixels.
-    pub(super) width: f32,
+    pub width: f32,
     size: f32,
     pieces: Vec<(f32, Piece)>,
 }
@@ -56,9 +57,9 @@ enum Piece {
     Missing,
 }
 
-impl Line {
+impl TextLine {
     /// Lays out `text`, letters of `size` pixels an em.
-    pub(super) fn new(text: &str, size: f32) -> Self {
+    pub fn new(text: &str, size: f32) -> Self {
         let mut line = Self { width: 0.0, size, pieces: Vec::new() };
         let mut before: Option<(FontArc, GlyphId)> = None;
         for character in text.chars().filter(|&c| !is_invisible(c)) {
@@ -83,12 +84,12 @@ impl Line {
     }
 
     /// Height of the capitals over the baseline for `size` pixels an em.
-    pub(super) fn capital_height(size: f32) -> f32 {
+    pub fn capital_height(size: f32) -> f32 {
         size * 0.711
     }
 
     /// Draws the line with its left end at `x` and its baseline at `y`; what leaves the picture is cut off.
-    pub(super) fn draw(&self, image: &mut RgbImage, x: f32, y: f32, colour: [u8; 3]) {
+    pub fn draw(&self, image: &mut RgbImage, x: f32, y: f32, colour: [u8; 3]) {
         for (offset, piece) in &self.pieces {
             match piece {
                 Piece::Glyph(font, scale, glyph) => {
@@ -206,7 +207,7 @@ mod tests {
 
     #[test]
     fn text_advances_and_skips_what_has_no_shape() {
-        let width = |text: &str| Line::new(text, 20.0).width;
+        let width = |text: &str| TextLine::new(text, 20.0).width;
         // Pillow's length of the same words in the same font and size; it rounds to 1/64 pixel.
         assert!((width("person 0.88") - 106.58).abs() < 0.5, "{}", width("person 0.88"));
         assert_eq!(width("a\u{FE0F}\u{200B}b"), width("ab"));

@@ -13,6 +13,7 @@ mod resize;
 mod write;
 
 pub use draw::{PALETTE, Style, annotate, colour};
+pub use font::TextLine;
 pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, letterbox_shape, to_tensor};
 pub use read::{MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;

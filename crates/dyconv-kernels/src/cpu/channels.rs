@@ -1,0 +1,103 @@
+//! Channels of maps `[batch, channels, pixels]`: joined, cut apart, added up.
+
+use rayon::prelude::*;
+
+use super::shared::Shared;
+
+/// Values that are added up side by side.
+const LANES: usize = 16;
+
+/// Joins maps of one batch along their channels: each part is a map with its values a sample.
+///
+/// # Panics
+/// Where a part does not have `batch` samples.
+pub fn join_channels(parts: &[(&[f32], usize)], batch: usize) -> Vec<f32> {
+    let sample: usize = parts.iter().map(|(_, len)| len).sum();
+    assert!(parts.iter().all(|(values, len)| values.len() == batch * len));
+    let mut joined = Vec::with_capacity(batch * sample);
+    let out = Shared::new(&mut joined.spare_capacity_mut()[..batch * sample]);
+    (0..batch * parts.len()).into_par_iter().for_each(|task| {
+        let (index, part) = (task / parts.len(), task % parts.len());
+        let before: usize = parts[..part].iter().map(|(_, len)| len).sum();
+        let (values, len) = parts[part];
+        // SAFETY: each part of each sample has a place of its own.
+        let to = unsafe { out.part(index * sample + before, len) };
+        to.copy_from_slice(&values[index * len..][..len]);
+    });
+    // SAFETY: there is room for as many values, and all parts have been written.
+    unsafe { joined.set_len(batch * sample) };
+    joined
+}
+
+/// Of maps with `sample` values a sample, `len` values of each from `first` on.
+///
+/// # Panics
+/// Where the maps are not of whole samples, or a sample has less values.
+pub fn cut_channels(x: &[f32], sample: usize, first: usize, len: usize) -> Vec<f32> {
+    assert!(sample > 0 && x.len().is_multiple_of(sample) && first <= sample && len <= sample - first);
+    let batch = x.len() / sample;
+    let mut cut = Vec::with_capacity(batch * len);
+    let out = Shared::new(&mut cut.spare_capacity_mut()[..batch * len]);
+    (0..batch).into_par_iter().for_each(|index| {
+        // SAFETY: each sample has a place of its own.
+        let to = unsafe { out.part(index * len, len) };
+        to.copy_from_slice(&x[index * sample + first..][..len]);
+    });
+    // SAFETY: there is room for as many values, and all samples have been written.
+    unsafe { cut.set_len(batch * len) };
+    cut
+}
+
+/// The sum of each plane of `pixels` values.
+///
+/// # Panics
+/// Where there are no whole planes.
+pub fn plane_sums(x: &[f32], pixels: usize) -> Vec<f32> {
+    assert!(pixels > 0 && x.len().is_multiple_of(pixels));
+    x.par_chunks_exact(pixels)
+        .with_min_len((4096 / pixels).max(1))
+        .map(|plane| {
+            let mut sums = [0.0f32; LANES];
+            let mut chunks = plane.chunks_exact(LANES);
+            for chunk in chunks.by_ref() {
+                for j in 0..LANES {
+                    sums[j] += chunk[j];
+                }
+            }
+            let rest: f64 = chunks.remainder().iter().map(|x| f64::from(*x)).sum();
+            (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() + rest) as f32
+        })
+        .collect()
+}
+
+/// Adds a value to each plane of `pixels` values.
+///
+/// # Panics
+/// Where there are not as many planes as `values`.
+pub fn add_to_planes(x: &mut [f32], values: &[f32], pixels: usize) {
+    assert_eq!(x.len(), values.len() * pixels);
+    if pixels > 0 {
+        let planes = x.par_chunks_exact_mut(pixels).zip(values).with_min_len((4096 / pixels).max(1));
+        planes.for_each(|(plane, value)| plane.iter_mut().for_each(|x| *x += value));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn channels_by_hand() {
+        let (a, b) = ([1.0, 2.0, 5.0, 6.0], [3.0, 4.0, 0.5, 7.0, 8.0, 0.25]);
+        let joined = join_channels(&[(&a, 2), (&b, 3)], 2);
+        assert_eq!(joined, [1.0, 2.0, 3.0, 4.0, 0.5, 5.0, 6.0, 7.0, 8.0, 0.25]);
+        assert_eq!(cut_channels(&joined, 5, 0, 2), a);
+        assert_eq!(cut_channels(&joined, 5, 2, 3), b);
+        assert_eq!(plane_sums(&joined, 5), [10.5, 26.25]);
+        let long: Vec<f32> = (0..37).map(|i| i as f32).collect();
+        assert_eq!(plane_sums(&long, 37), [666.0]);
+        let mut sums = joined;
+        add_to_planes(&mut sums, &[1.0, -1.0], 5);
+        assert_eq!(sums, [2.0, 3.0, 4.0, 5.0, 1.5, 4.0, 5.0, 6.0, 7.0, -0.75]);
+    }
+}
