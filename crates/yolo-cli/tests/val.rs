@@ -76,7 +76,8 @@ fn the_table_and_files_are_yolov5s() {
     assert_eq!(err, "");
     let lines: Vec<&str> = out.lines().collect();
     assert!(lines[0].starts_with("val: data=set.yaml, weights=tiny.safetensors, "), "{}", lines[0]);
-    for part in ["batch_size=2, ", "imgsz=64, ", "conf_thres=0.001, ", "iou_thres=0.6, ", "max_det=300, ", "task=val, "] {
+    for part in ["batch_size=2, ", "imgsz=64, ", "conf_thres=0.001, ", "iou_thres=0.6, ", "max_det=300, ", "task=val, "]
+    {
         assert!(lines[0].contains(part), "{part} in {}", lines[0]);
     }
     assert!(lines.contains(&"val: set.yaml: 2 images, 1 backgrounds, 0 corrupt"), "{out}");
@@ -93,10 +94,7 @@ fn the_table_and_files_are_yolov5s() {
     );
     let speed = lines[table + 4];
     assert!(speed.starts_with("Speed: ") && speed.ends_with(" NMS per image at shape (2, 3, 64, 64)"), "{speed}");
-    assert_eq!(
-        lines[table + 5],
-        "COCO's rule for boxes, runs/val/exp/tiny_predictions.json against the labels:"
-    );
+    assert_eq!(lines[table + 5], "COCO's rule for boxes, runs/val/exp/tiny_predictions.json against the labels:");
     assert_eq!(lines[table + 6], " Average Precision  (AP) @[ IoU=0.50:0.95 | area=   all | maxDets=100 ] = 1.000");
     assert_eq!(lines[table + 18..], ["Results saved to runs/val/exp", "3 labels saved to runs/val/exp/labels"]);
 
@@ -129,7 +127,10 @@ fn plots_are_drawn_unless_told_otherwise() {
     let (out, _) = place.run(&["--task", "speed", "--project", "speed", "--name", "a"], 0);
     // Square batches without a border: one cell, in which nothing lies where the labels do.
     assert!(out.contains("conf_thres=0.25, iou_thres=0.45, ") && out.contains("at shape (32, 3, 64, 64)"), "{out}");
-    assert!(out.contains("                   all          3         16          0          0          0          0"), "{out}");
+    assert!(
+        out.contains("                   all          3         16          0          0          0          0"),
+        "{out}"
+    );
     assert!(place.listing("speed/a").is_empty());
 }
 

@@ -6,9 +6,9 @@ use yolo_core::Detection;
 
 use super::report::{Report, Summary};
 use super::validator::Found;
+use crate::Result;
 use crate::data::Batch;
 use crate::plots::{self, MetricCurves};
-use crate::Result;
 
 /// Detections of a picture that are drawn, the most confident ones.
 const MOST_DRAWN: usize = 300;
