@@ -1,7 +1,5 @@
 //! Hyper-parameters under YOLOv5's names.
 
-use std::path::Path;
-
 use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
