@@ -59,7 +59,7 @@ fn labels_show_every_class_and_any_box() {
         assert!(count(&picture, colour(class)) > 10_000, "{class}");
     }
     // The third is nearly white, and drawn darker.
-    assert!(count(&picture, colour(2)) < 100);
+    assert!(count(&picture, [177; 3]) > 10_000);
     boxes.extend([(2, [f32::NAN; 4]), (900_000, [5.0, -3.0, 1e30, f32::INFINITY])]);
     super::labels(&boxes, &names(3));
     super::labels(&[], &[]);
