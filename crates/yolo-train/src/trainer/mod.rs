@@ -73,7 +73,7 @@ impl Stop {
 #[non_exhaustive]
 pub enum Outcome {
     /// All epochs are done, or no better one was to be expected.
-    Finished(Finished),
+    Finished(Box<Finished>),
     /// It was stopped, and can be resumed from here.
     Interrupted {
         /// The run's folder.
@@ -185,7 +185,7 @@ impl Trainer {
         }
         let hours = start.elapsed().as_secs_f64() / 3600.0;
         listener(Event::Notice(format!("\n{} epochs completed in {hours:.3} hours.", done - first)));
-        self.finish(done, listener).map(Outcome::Finished)
+        Ok(Outcome::Finished(Box::new(self.finish(done, listener)?)))
     }
 
     /// Pictures of classes that do badly come more often.
