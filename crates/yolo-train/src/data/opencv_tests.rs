@@ -28,7 +28,8 @@ const FNV: u64 = 0xCBF2_9CE4_8422_2325;
 
 #[test]
 fn areas_are_averaged_as_opencv_does() {
-    let cases: [((u32, u32), (u32, u32), u64); 12] = [
+    type Size = (u32, u32);
+    let cases: [(Size, Size, u64); 12] = [
         ((8, 6), (4, 3), 0xfd35_64f5_35e4_79f2),
         ((9, 6), (3, 2), 0x7010_6904_f87c_a2fe),
         ((12, 20), (3, 4), 0x8654_3a5c_3e24_fc71),
