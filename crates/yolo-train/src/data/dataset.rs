@@ -250,16 +250,14 @@ fn find_root(file: &Path, path: Option<&str>, hint: &str) -> Result<PathBuf> {
     Err(Error::data(file, problem))
 }
 
-/// A split's place; `../images` is also found in the root itself, as many exported data sets have it.
+/// A split's place: in the root; without the `../` that many exported data sets begin with; or in the working directory.
 fn resolve(root: &Path, source: &Path) -> PathBuf {
-    let joined = tidy(&root.join(source));
-    if !joined.exists()
-        && let Ok(rest) = source.strip_prefix("..")
-        && root.join(rest).exists()
-    {
-        return tidy(&root.join(rest));
-    }
-    joined
+    let inside = source.strip_prefix("..").ok().map(|rest| root.join(rest));
+    [Some(root.join(source)), inside, Some(source.to_path_buf())]
+        .into_iter()
+        .flatten()
+        .find(|path| path.exists())
+        .map_or_else(|| tidy(&root.join(source)), |path| tidy(&path))
 }
 
 /// The path without `.` in the middle.

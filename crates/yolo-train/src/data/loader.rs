@@ -15,8 +15,10 @@ use crate::{Error, Hyp, Result};
 
 /// Batches that a worker may have ready.
 const AHEAD: usize = 2;
-/// Of the memory that can be had, what pictures may take.
+/// Of the memory that can be had, what pictures may take where the user wants them there, ...
 const MEMORY_SHARE: f64 = 0.8;
+/// ... and where nothing was said.
+const SMALL_SHARE: f64 = 0.1;
 /// Larger inputs and batches are a slip of the hand.
 const MAX_SIZE: u32 = 16_384;
 const MAX_BATCH: usize = 65_536;
@@ -25,8 +27,10 @@ const MAX_WORKERS: usize = 256;
 /// Where decoded pictures are kept.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum PictureCache {
-    /// Nowhere: they are decoded again each epoch.
+    /// In memory where they take little of what is free, else nowhere.
     #[default]
+    Auto,
+    /// Nowhere: they are decoded again each time.
     None,
     /// In memory, at the network's size, from their first use on.
     Ram,
@@ -95,7 +99,7 @@ impl LoaderOptions {
             augment: true,
             hyp,
             rect: false,
-            cache: PictureCache::None,
+            cache: PictureCache::Auto,
             image_weights: None,
             single_class: false,
             workers: 1,
@@ -182,18 +186,7 @@ impl Loader {
             )));
         }
         let mut warnings = Vec::new();
-        if options.cache == PictureCache::Ram {
-            let needed = bytes_kept(set.labels().iter().map(|labels| labels.size), options.size);
-            if let Some(available) = available_memory().filter(|&all| needed as f64 > MEMORY_SHARE * all as f64) {
-                options.cache = PictureCache::None;
-                let gigabytes = |bytes: u64| bytes as f64 / 1e9;
-                warnings.push(format!(
-                    "pictures are not kept in memory: they take {:.1} GB, and {:.1} GB are free",
-                    gigabytes(needed),
-                    gigabytes(available)
-                ));
-            }
-        }
+        options.cache = place_cache(&set, &options, &mut warnings);
         if options.rect && options.shuffle {
             options.shuffle = false;
             warnings.push("rectangular batches are not shuffled".into());
@@ -268,6 +261,25 @@ impl Loader {
             square(count, options.batch, options.size, options.shuffle, self.weights.as_deref(), key)
         };
         Epoch::start(self.maker.clone(), order, epoch as u64)
+    }
+}
+
+/// Where pictures are kept, with the memory there is in view.
+fn place_cache(set: &Dataset, options: &LoaderOptions, warnings: &mut Vec<String>) -> PictureCache {
+    let needed = || bytes_kept(set.labels().iter().map(|labels| labels.size), options.size);
+    match (options.cache, available_memory()) {
+        (PictureCache::Auto, Some(free)) if needed() as f64 <= SMALL_SHARE * free as f64 => PictureCache::Ram,
+        (PictureCache::Auto, _) => PictureCache::None,
+        (PictureCache::Ram, Some(free)) if needed() as f64 > MEMORY_SHARE * free as f64 => {
+            let gigabytes = |bytes: u64| bytes as f64 / 1e9;
+            warnings.push(format!(
+                "pictures are not kept in memory: they take {:.1} GB, and {:.1} GB are free",
+                gigabytes(needed()),
+                gigabytes(free)
+            ));
+            PictureCache::None
+        }
+        (cache, _) => cache,
     }
 }
 

@@ -27,3 +27,6 @@ pub use dataset::{DatasetConfig, Split, label_path};
 pub use labels::Labels;
 pub use loader::{Epoch, Loader, LoaderOptions, MaskOptions, PictureCache};
 pub use set::{Dataset, LabelCounts};
+
+#[cfg(test)]
+mod opencv_tests;

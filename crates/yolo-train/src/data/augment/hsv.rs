@@ -54,7 +54,8 @@ impl Jitter {
         let levels = [v, v * (1.0 - s), v * (1.0 - s * way), v * (1.0 - s * (1.0 - way))];
         // Which level each of red, green and blue has.
         const LEVELS: [[u8; 3]; 6] = [[0, 3, 1], [2, 0, 1], [1, 0, 3], [1, 2, 0], [3, 1, 0], [0, 1, 2]];
-        LEVELS[usize::from(sixth)].map(|level| (levels[usize::from(level)] * 255.0).round_ties_even() as u8)
+        // Cut, not rounded: OpenCV's way back is.
+        LEVELS[usize::from(sixth)].map(|level| (levels[usize::from(level)] * 255.0) as u8)
     }
 }
 
