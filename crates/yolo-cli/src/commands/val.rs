@@ -11,7 +11,9 @@ use clap::ValueEnum;
 use yolo_core::NetworkConfig;
 use yolo_core::weights::Weights;
 use yolo_train::data::{DatasetConfig, Loader, LoaderOptions, MaskOptions, Split};
-use yolo_train::validate::coco::{CocoResults, Kind, Truth, coco_categories, coco_map, open_annotations, write_records};
+use yolo_train::validate::coco::{
+    CocoResults, Kind, Truth, coco_categories, coco_map, open_annotations, write_records,
+};
 use yolo_train::validate::{Network, Options, Report, Validator, figures, table, validate};
 
 use crate::predict::console::{Console, Lines};
