@@ -94,7 +94,7 @@ fn draw(
     let mut entries = Vec::new();
     for (class, y) in curves.classes.iter().enumerate() {
         let colour = if named { colours::curve(class) } else { [190; 3] };
-        axes.curve(&mut canvas, curves.x, y, 2.5, colour);
+        axes.curve(&mut canvas, curves.x, y, if named { 2.5 } else { 1.2 }, colour);
         if named {
             let name = curves.names.get(class).cloned().unwrap_or_else(|| class.to_string());
             entries.push(Entry { text: text(class, &name), colour, width: 2.5 });

@@ -4,7 +4,7 @@ use image::RgbImage;
 use yolo_core::picture::colour;
 
 use super::axes::{Axes, Range, Titles};
-use super::canvas::{Align, Area, BLACK, Canvas, WHITE, blend, shortened, text_width};
+use super::canvas::{Align, Area, BLACK, Canvas, Colour, WHITE, blend, shortened, text_width};
 use super::colours::blues;
 
 const SIDE: u32 = 1600;
@@ -52,8 +52,9 @@ fn histogram(canvas: &mut Canvas, area: Area, boxes: &[(usize, [f32; 4])], names
         .map(|class| names.get(class).cloned().unwrap_or_else(|| class.to_string()))
         .map(|name| shortened(&name, TEXT * 0.9, 180.0))
         .collect();
-    let room =
-        if named { texts.iter().map(|text| text_width(text, TEXT * 0.9)).fold(0.0, f32::max) + TEXT } else { 0.0 };
+    let widest = texts.iter().map(|text| text_width(text, TEXT * 0.9)).fold(0.0, f32::max);
+    // The row of the ticks' numbers is there already.
+    let room = if named { (widest - TEXT).max(0.0) } else { 0.0 };
     let [left, top, right, bottom] = area;
     let titles = Titles { title: "objects", x: if named { "" } else { "class" }, y: "instances" };
     let y = Range { low: 0.0, high: f64::from(most) * 1.08 };
@@ -61,14 +62,13 @@ fn histogram(canvas: &mut Canvas, area: Area, boxes: &[(usize, [f32; 4])], names
     let axes = Axes::draw(canvas, [left, top, right, bottom - room], x, y, titles, TEXT);
     if named {
         // The numbers of the classes give way to their names.
-        canvas.fill([left, axes.area[3] + 2.0, right, bottom], WHITE, 1.0);
+        canvas.fill([axes.area[0] - 1.0, axes.area[3] + 2.0, right, bottom], WHITE, 1.0);
     }
     for (class, &count) in counts.iter().enumerate() {
         let (from, to) = (axes.at(class as f64 - 0.4, f64::from(count)), axes.at(class as f64 + 0.4, 0.0));
-        // White and other pale colours of the palette need an edge.
-        canvas.fill([from[0], from[1], to[0], to[1]], blend(colour(class), BLACK, 0.3), 1.0);
+        canvas.fill([from[0], from[1], to[0], to[1]], blend(seen(class), BLACK, 0.3), 1.0);
         let edge = ((to[0] - from[0]) * 0.05).min(2.0);
-        canvas.fill([from[0] + edge, from[1] + edge, to[0] - edge, to[1]], colour(class), 1.0);
+        canvas.fill([from[0] + edge, from[1] + edge, to[0] - edge, to[1]], seen(class), 1.0);
         if named {
             let middle = (from[0] + to[0]) / 2.0;
             canvas.text_upwards(&texts[class], [middle, axes.area[3] + TEXT * 0.5], TEXT * 0.9, BLACK, Align::End);
@@ -79,6 +79,12 @@ fn histogram(canvas: &mut Canvas, area: Area, boxes: &[(usize, [f32; 4])], names
         }
     }
     canvas.frame(axes.area, 1.5, BLACK);
+}
+
+/// The colour of a class, darker where it could not be told from the paper.
+fn seen(class: usize) -> Colour {
+    let colour = colour(class);
+    if colour.iter().all(|&sample| sample > 190) { blend(colour, BLACK, 0.3) } else { colour }
 }
 
 /// The boxes around the middle of the frame.
@@ -98,7 +104,7 @@ fn outlines(canvas: &mut Canvas, area: Area, boxes: &[(usize, [f32; 4])]) {
             [middle - w, centre + h],
             [middle - w, centre - h],
         ];
-        canvas.line(&corners, 1.2, blend(colour(*class), BLACK, 0.15), 0.6, frame);
+        canvas.line(&corners, 1.2, seen(*class), 0.6, frame);
     }
     canvas.frame(frame, 1.5, BLACK);
 }

@@ -35,7 +35,7 @@ impl Place {
         fs::read_to_string(self.at("out/labels/val2017").join(stem).with_extension("txt")).unwrap()
     }
 
-    fn from_yolo(&self, names: &[&str]) -> Value {
+    fn back(&self, names: &[&str]) -> Value {
         let picture = |stem: &str| {
             (self.at(&format!("out/images/val2017/{stem}.png")), self.at(&format!("out/labels/val2017/{stem}.txt")))
         };
@@ -92,7 +92,7 @@ fn boxes_go_there_and_back() {
         serde_yaml::from_str(&fs::read_to_string(place.at("out/data.yaml")).unwrap()).unwrap();
     assert_eq!((&yaml["val"], &yaml["names"][1]), (&"images/val2017".into(), &"car: red".into()));
 
-    let back = place.from_yolo(&["dog", "car: red"]);
+    let back = place.back(&["dog", "car: red"]);
     assert_eq!(
         back["images"],
         json!([
@@ -112,7 +112,7 @@ fn outlines_go_there_and_back() {
     let place = Place::new(&example());
     let report = place.to_yolo(ToYolo { segments: true, ..ToYolo::default() }).unwrap();
     assert_eq!((report.objects, report.joined, report.boxes), (3, 1, 1));
-    let back = place.from_yolo(&["dog", "car: red"]);
+    let back = place.back(&["dog", "car: red"]);
     let objects = back["annotations"].as_array().unwrap();
     assert_eq!(objects[0]["segmentation"], json!([[1.25, 2.5, 11.25, 2.5, 11.25, 22.5]]));
     assert_eq!((&objects[0]["area"], &objects[0]["bbox"]), (&json!(100.0), &json!([1.25, 2.5, 10.0, 20.0])));
@@ -141,7 +141,7 @@ fn masks_as_runs_get_an_outline() {
         "segmentation": {"size": [48, 64], "counts": counts}}]);
     let place = Place::new(&file);
     place.to_yolo(ToYolo { segments: true, ..ToYolo::default() }).unwrap();
-    let back = place.from_yolo(&["dog", "car: red"]);
+    let back = place.back(&["dog", "car: red"]);
     assert_eq!(back["annotations"][0]["bbox"], json!([10.0, 5.0, 9.0, 9.0]));
 }
 
