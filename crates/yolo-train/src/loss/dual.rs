@@ -73,16 +73,14 @@ impl Sub for Dual {
 impl Mul for Dual {
     type Output = Self;
     fn mul(self, other: Self) -> Self {
-        let slope = std::array::from_fn(|i| self.slope[i] * other.value + self.value * other.slope[i]);
-        Self { value: self.value * other.value, slope }
+        self.apply(self.value * other.value, other.value) + other.apply(0.0, self.value)
     }
 }
 
 impl Div for Dual {
     type Output = Self;
     fn div(self, other: Self) -> Self {
-        let value = self.value / other.value;
-        Self { value, slope: std::array::from_fn(|i| (self.slope[i] - value * other.slope[i]) / other.value) }
+        self * other.apply(other.value.recip(), -other.value.powi(-2))
     }
 }
 

@@ -6,6 +6,21 @@ use rayon::prelude::*;
 /// Values that one thread takes at a time.
 const CHUNK: usize = 1 << 15;
 
+#[cfg(test)]
+thread_local! {
+    /// Makes the CPU take the way of other devices.
+    pub(super) static PLAIN: std::cell::Cell<bool> = const { std::cell::Cell::new(false) };
+}
+
+/// Whether a tensor's values can be changed where they lie.
+fn in_place(dst: &Tensor) -> bool {
+    #[cfg(test)]
+    if PLAIN.get() {
+        return false;
+    }
+    dst.device().is_cpu()
+}
+
 /// Sets every value `d` of `dst` to `f(d, s)`, with `s` from `src`. On other devices than the CPU, `plain` says the same in
 /// Candle's operations.
 pub(crate) fn update2(
@@ -15,7 +30,7 @@ pub(crate) fn update2(
     plain: impl Fn(&Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<()> {
     let src = src.contiguous()?;
-    if dst.device().is_cpu() {
+    if in_place(dst) {
         return dst.inplace_op2(&src, &Elementwise(f));
     }
     replace(dst, &plain(&dst.detach(), &src.detach())?)
@@ -30,7 +45,7 @@ pub(crate) fn update3(
     plain: impl Fn(&Tensor, &Tensor, &Tensor) -> Result<Tensor>,
 ) -> Result<()> {
     let (a, b) = (a.contiguous()?, b.contiguous()?);
-    if dst.device().is_cpu() {
+    if in_place(dst) {
         return dst.inplace_op3(&a, &b, &Elementwise(f));
     }
     replace(dst, &plain(&dst.detach(), &a.detach(), &b.detach())?)

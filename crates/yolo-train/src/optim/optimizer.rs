@@ -384,6 +384,18 @@ mod tests {
 
     #[test]
     fn steps_follow_the_formulas() {
+        check_formulas();
+    }
+
+    /// What other devices than the CPU run.
+    #[test]
+    fn steps_in_candles_operations_follow_them_too() {
+        crate::optim::elementwise::PLAIN.set(true);
+        check_formulas();
+        crate::optim::elementwise::PLAIN.set(false);
+    }
+
+    fn check_formulas() {
         for kind in [OptimizerKind::Sgd, OptimizerKind::Adam, OptimizerKind::AdamW] {
             for (group, rate, decay) in [(Group::Bias, 0.2, 0.0), (Group::Weight, 0.1, 0.05), (Group::Norm, 0.3, 0.0)] {
                 let (mut optimizer, var) = optimizer(kind, group);
@@ -395,19 +407,6 @@ mod tests {
                     assert!((f64::from(*got) - expected).abs() < 3e-6, "{kind} {group:?}: {got}, {expected}");
                 }
             }
-        }
-    }
-
-    /// What other devices run, on the CPU.
-    #[test]
-    fn the_plain_operations_say_the_same() {
-        let tensor = |values: &[f32; 3]| Tensor::new(values, &Device::Cpu).unwrap();
-        let (d, a, b) = (tensor(&START), tensor(&GRADIENTS[0]), tensor(&GRADIENTS[1]));
-        let quick = Var::from_tensor(&d).unwrap();
-        update3(&quick, &a, &b, |d, a, b| d - 0.3 * (a + 0.9 * b), |_, _, _| unreachable!()).unwrap();
-        let plain = (&d - ((&a + (&b * 0.9).unwrap()).unwrap() * 0.3).unwrap()).unwrap();
-        for (quick, plain) in values(&quick).iter().zip(plain.to_vec1::<f32>().unwrap()) {
-            assert!((quick - plain).abs() < 1e-6);
         }
     }
 

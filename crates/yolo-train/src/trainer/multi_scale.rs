@@ -70,7 +70,7 @@ mod tests {
         let mut seen = std::collections::BTreeSet::new();
         for batch in 0..500 {
             let side = side(320, 32, 1, 2, batch);
-            assert!(side % 32 == 0 && (160..=480 + 31).contains(&side), "{side}");
+            assert!(side.is_multiple_of(32) && (160..=480 + 31).contains(&side), "{side}");
             assert_eq!(side, super::side(320, 32, 1, 2, batch));
             seen.insert(side);
         }

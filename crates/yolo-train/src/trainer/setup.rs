@@ -214,6 +214,10 @@ fn network(
             return Err(Error::Argument { argument: "cfg", problem: problem.into() });
         }
     };
+    if let (Some(cfg), true) = (&options.cfg, resumed) {
+        // In messages a resumed run's network goes by the name that it was given.
+        config.name.clone_from(cfg);
+    }
     if config.nc != classes {
         listener(Event::Notice(format!("Overriding {} nc={} with nc={classes}", config.stem(), config.nc)));
         config = config.with_classes(classes);
