@@ -5,7 +5,7 @@ use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Storage, Tensor, bail};
 use crate::cpu::{self, ConvShape, Kernels};
 use crate::error::{Operation, Result, on_cpu};
 use crate::op::{self, slice};
-use crate::{ConvConfig, Routing, conv2d_per_sample, mix_experts, route, scale_shift, silu};
+use crate::{ConvConfig, Routing, conv2d_per_sample, mix_experts, route, routing, scale_shift, silu};
 
 /// How the experts come together.
 #[derive(Debug, Clone, Copy)]
@@ -63,7 +63,22 @@ pub fn dynamic_conv2d(
         ref dims => return Err(DYNAMIC.wrong("experts", "[K, values]", format!("{dims:?}"))),
     };
     let shape = op::shape(DYNAMIC, "experts", x.dims(), values, config)?;
+    let plain = |t: &Tensor| on_cpu(t) && t.elem_count() > 0 && !t.track_op();
+    let epilogue_parts = [bias, epilogue.scale, epilogue.shift].into_iter().flatten();
+    let router = match mixing {
+        // The kernels do the routing, too. Mixed biases would need its result.
+        Mixing::Router { weight, bias: router_bias, routing }
+            if bias.is_none()
+                && weight.dims() == [count, shape.in_channels]
+                && [x, weight, router_bias, experts].into_iter().chain(epilogue_parts).all(plain) =>
+        {
+            routing::check(x, weight, router_bias, routing)?;
+            Some(Router { weight: weight.contiguous()?, bias: router_bias.contiguous()?, routing })
+        }
+        _ => None,
+    };
     let routing = match mixing {
+        _ if router.is_some() => None,
         Mixing::Single if count == 1 => None,
         Mixing::Single => return Err(DYNAMIC.wrong("experts", "one where nothing mixes them", count.to_string())),
         Mixing::Weights(weights) => Some(weights.clone()),
@@ -105,6 +120,7 @@ pub fn dynamic_conv2d(
         shift: shift.map(|shift| shift.contiguous()).transpose()?,
         silu: epilogue.silu,
         mixed: routing.is_some(),
+        router,
     };
     let experts = experts.contiguous()?;
     // Without routing the operation has a place to fill; it reads nothing there.
@@ -192,6 +208,14 @@ struct Fused {
     shift: Option<Tensor>,
     silu: bool,
     mixed: bool,
+    router: Option<Router>,
+}
+
+/// What gives the routing weights.
+struct Router {
+    weight: Tensor,
+    bias: Tensor,
+    routing: Routing,
 }
 
 impl CustomOp3 for Fused {
@@ -210,18 +234,26 @@ impl CustomOp3 for Fused {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let shape = &self.shape;
         let experts = slice(experts, experts_layout)?;
-        let kernels = if self.mixed {
-            Kernels::Mixed { weights: slice(routing, routing_layout)?, experts }
-        } else {
-            Kernels::Shared(experts)
-        };
-        let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
+        let x = slice(x, x_layout)?;
         let y = values(self.scale.as_ref(), |scale| {
             values(self.shift.as_ref(), |shift| {
                 let epilogue = cpu::Epilogue { scale, shift, silu: self.silu };
-                Ok(cpu::conv2d_new(slice(x, x_layout)?, &kernels, &epilogue, shape))
+                let run = |kernels: &Kernels<'_>| cpu::conv2d_new(x, kernels, &epilogue, shape);
+                match &self.router {
+                    Some(Router { weight, bias, routing }) => values(Some(weight), |weight| {
+                        values(Some(bias), |bias| {
+                            let router = cpu::Router { weight, bias, routing: *routing };
+                            Ok(run(&Kernels::Routed { router, experts }))
+                        })
+                    }),
+                    None if self.mixed => {
+                        Ok(run(&Kernels::Mixed { weights: slice(routing, routing_layout)?, experts }))
+                    }
+                    None => Ok(run(&Kernels::Shared(experts))),
+                }
             })
         })?;
+        let dims = (shape.batch, shape.out_channels, shape.output.0, shape.output.1);
         Ok((CpuStorage::F32(y), dims.into()))
     }
 }

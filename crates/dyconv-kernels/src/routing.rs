@@ -43,6 +43,19 @@ impl Routing {
 /// # Errors
 /// Where types, devices or shapes do not fit, or the temperature is not positive and finite.
 pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Result<Tensor> {
+    let [batch, channels] = check(x, weight, bias, routing)?;
+    if on_cpu(x) && batch > 0 && channels > 0 {
+        return Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Route { routing })?);
+    }
+    #[cfg(any(feature = "cuda", feature = "metal"))]
+    if crate::gpu::tensor::takes(x) {
+        return Ok(crate::gpu::tensor::route(x, weight, bias, routing)?);
+    }
+    Ok(reference::route(x, weight, bias, routing)?)
+}
+
+/// Samples and channels, where the operands of [`route`] fit.
+pub(crate) fn check(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Result<[usize; 2]> {
     const ROUTE: Operation = Operation("route");
     let [batch, channels, height, width] = ROUTE.dims("x", x, "[B, C, H, W]")?;
     let [experts, _] = ROUTE.dims("weight", weight, "[K, C]")?;
@@ -54,14 +67,7 @@ pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Re
         let got = format!("{:?} with {experts} experts", x.dims());
         return Err(ROUTE.wrong("x", "a map of at least one pixel, for at least one expert", got));
     }
-    if on_cpu(x) && batch > 0 && channels > 0 {
-        return Ok(x.contiguous()?.apply_op3(&weight.contiguous()?, &bias.contiguous()?, Route { routing })?);
-    }
-    #[cfg(any(feature = "cuda", feature = "metal"))]
-    if crate::gpu::tensor::takes(x) {
-        return Ok(crate::gpu::tensor::route(x, weight, bias, routing)?);
-    }
-    Ok(reference::route(x, weight, bias, routing)?)
+    Ok([batch, channels])
 }
 
 struct Route {

@@ -127,6 +127,8 @@ enum Source {
     PerSample,
     /// Of so many experts.
     Mixed(usize),
+    /// Of so many experts, whose weights depend on the sample.
+    Routed(usize),
 }
 
 /// Which parts of an epilogue there are.
@@ -143,7 +145,8 @@ fn sources_of_kernels() -> impl Strategy<Value = (Source, Parts)> {
         Just(Source::Shared),
         Just(Source::Packed),
         Just(Source::PerSample),
-        (1..6usize).prop_map(Source::Mixed)
+        (1..6usize).prop_map(Source::Mixed),
+        (1..6usize).prop_map(Source::Routed)
     ];
     let parts = (any::<bool>(), 0..3u8, any::<bool>()).prop_map(|(scale, shift, silu)| Parts { scale, shift, silu });
     (source, parts)
@@ -196,22 +199,39 @@ struct Operands {
     source: Source,
     kernels: Vec<f32>,
     routing: Vec<f32>,
+    /// Weight and bias.
+    router: (Vec<f32>, Vec<f32>),
     scale: Vec<f32>,
     shift: Vec<f32>,
 }
 
 impl Operands {
-    fn new(s: &ConvShape, source: Source, parts: Parts, seed: u32) -> Self {
-        let (sets, routing) = match source {
+    fn new(x: &[f32], s: &ConvShape, source: Source, parts: Parts, seed: u32) -> Self {
+        let (sets, experts) = match source {
             Source::Shared | Source::Packed => (1, 0),
             Source::PerSample => (s.batch, 0),
-            Source::Mixed(experts) => (experts, s.batch * experts),
+            Source::Mixed(experts) | Source::Routed(experts) => (experts, experts),
         };
+        let router = (noise(experts * s.in_channels, seed ^ 5), noise(experts, seed ^ 6));
+        let mut routing = noise(s.batch * experts, seed ^ 2);
+        if let Source::Routed(_) = source {
+            let pixels = s.input.0 * s.input.1;
+            let averages: Vec<f64> =
+                x.chunks_exact(pixels).map(|m| m.iter().map(|v| f64::from(*v)).sum::<f64>() / pixels as f64).collect();
+            for (index, r) in routing.iter_mut().enumerate() {
+                let (sample, expert) = (index / experts, index % experts);
+                let averages = &averages[sample * s.in_channels..][..s.in_channels];
+                let weight = &router.0[expert * s.in_channels..][..s.in_channels];
+                let sum: f64 = averages.iter().zip(weight).map(|(a, w)| a * f64::from(*w)).sum();
+                *r = (1.0 / (1.0 + (-(sum + f64::from(router.1[expert]))).exp())) as f32;
+            }
+        }
         let shifts = [0, s.out_channels, s.batch * s.out_channels][usize::from(parts.shift)];
         Self {
             source,
             kernels: noise(sets * s.kernel_len(), seed ^ 1),
-            routing: noise(routing, seed ^ 2),
+            routing,
+            router,
             scale: noise(if parts.scale { s.out_channels } else { 0 }, seed ^ 3),
             shift: noise(shifts, seed ^ 4),
         }
@@ -224,7 +244,7 @@ impl Operands {
         match self.source {
             Source::Shared | Source::Packed => terms(set(0)),
             Source::PerSample => terms(set(sample)),
-            Source::Mixed(experts) => {
+            Source::Mixed(experts) | Source::Routed(experts) => {
                 let weights = &self.routing[sample * experts..][..experts];
                 let mix = |i: usize| {
                     let parts = weights.iter().enumerate().map(|(e, r)| f64::from(*r) * f64::from(set(e)[i]));
@@ -245,6 +265,11 @@ impl Operands {
             }
             Source::PerSample => Kernels::PerSample(&self.kernels),
             Source::Mixed(_) => Kernels::Mixed { weights: &self.routing, experts: &self.kernels },
+            Source::Routed(_) => {
+                let (weight, bias) = (&self.router.0, &self.router.1);
+                let router = super::Router { weight, bias, routing: Routing::Sigmoid };
+                Kernels::Routed { router, experts: &self.kernels }
+            }
         };
         let mut y = vec![f32::NAN; s.batch * s.out_channels * s.output.0 * s.output.1];
         let epilogue = Epilogue { scale: &self.scale, shift: &self.shift, silu };
@@ -255,7 +280,7 @@ impl Operands {
 
 fn convolution((s, (source, parts), seed): (ConvShape, (Source, Parts), u32)) -> Case {
     let x = noise(s.batch * s.in_channels * s.input.0 * s.input.1, seed);
-    let operands = Operands::new(&s, source, parts, seed);
+    let operands = Operands::new(&x, &s, source, parts, seed);
     let at = |values: &[f32], index: usize, default: f64| match values.len() {
         0 => default,
         count => f64::from(values[index % count]),
@@ -538,46 +563,4 @@ fn every_kernel_on_every_instruction_set() {
         }
     }
     assert!(suite.failures.is_empty(), "{}", suite.failures.join("\n"));
-}
-
-/// Callers that are tasks of the pool themselves, as of a server that starts one a request: a thread that waits for its own
-/// tasks takes up another call meanwhile.
-#[test]
-fn calls_within_calls() {
-    let (calls, channels, pixels) = if SMALL { (4, 2, 5) } else { (1000, 32, 24) };
-    let call = move |index: usize| {
-        let config = ConvConfig { kernel: (3, 3), stride: (1, 1), padding: (1, 1), dilation: (1, 1), groups: 1 };
-        let s = ConvShape {
-            batch: 2,
-            in_channels: channels,
-            out_channels: channels,
-            input: (pixels, pixels),
-            output: (pixels, pixels),
-            // Ordinary, and depthwise.
-            config: ConvConfig { groups: [1, channels][index % 2], ..config },
-        };
-        let x = noise(2 * channels * pixels * pixels, 1);
-        let (weight, experts) = (noise(3 * channels, 2), noise(3 * s.kernel_len(), 3));
-        let mut r = vec![0.0; 6];
-        super::route(&x, &weight, &[0.1, 0.2, 0.3], Routing::Sigmoid, &mut r, channels);
-        let mut y = vec![0.0; x.len()];
-        let mixed = Kernels::Mixed { weights: &r, experts: &experts };
-        super::conv2d(&x, &mixed, &Epilogue::default(), &mut y, &s);
-        y
-    };
-    let alone = [call(0), call(1)];
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
-    let (sender, results) = std::sync::mpsc::channel();
-    for index in 0..calls {
-        let sender = sender.clone();
-        // A panic would end the process and name nothing; so would one for a test that has failed and listens no more.
-        pool.spawn(move || drop(sender.send((index, std::panic::catch_unwind(|| call(index))))));
-        if index % 3 == 0 {
-            std::thread::sleep(std::time::Duration::from_micros(200));
-        }
-    }
-    drop(sender);
-    for (index, result) in results {
-        assert!(result.is_ok_and(|y| y == alone[index % 2]), "call {index}");
-    }
 }

@@ -13,7 +13,7 @@ use super::isa::{Isa, copy};
 use super::pack::{self, Packing};
 use super::planes::{Piece, Planes};
 use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
-use super::{ConvShape, Epilogue, Kernels, activation, with_kept};
+use super::{ConvShape, Epilogue, Kernels, activation, route, with_kept};
 
 /// Taps of a chunk, about: a tile's pixels then stay in a level-1 cache, and few chunks add to the output.
 const CHUNK_TAPS: usize = 576;
@@ -22,7 +22,7 @@ const PLANE_VALUES: usize = 32 * 1024;
 /// Channels that the copies of maps look ahead.
 const AHEAD: usize = 2;
 /// Values of mixed kernels that exist at a time, about.
-const PACKED_VALUES: usize = 1024 * 1024;
+const PACKED_VALUES: usize = 512 * 1024;
 
 /// What a thread keeps between tasks.
 #[derive(Default)]
@@ -36,6 +36,8 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
     /// Mixed kernels, kept by the thread that called.
     static PACKED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Routing weights, kept likewise.
+    static ROUTING: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs the convolution on all threads of the pool.
@@ -60,6 +62,25 @@ pub(super) fn conv2d<I: Isa>(
         }
         Kernels::PerSample(kernels) => (None, kernels),
         Kernels::Mixed { weights, experts } => (Some(weights), experts),
+        Kernels::Routed { ref router, experts } => {
+            return with_kept(&ROUTING, |weights| {
+                // A few samples at a time, whose maps are still near when they are convolved.
+                let (sample, plane) = (x.len() / shape.batch, y.len() / shape.batch);
+                let count = router.bias.len();
+                let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
+                weights.resize((at_once * count).max(weights.len()), 0.0);
+                let parts = x.chunks(at_once * sample).zip(y.chunks_mut(at_once * plane)).enumerate();
+                for (part, (x, y)) in parts {
+                    let samples = x.len() / sample;
+                    let weights = &mut weights[..samples * count];
+                    route::by_router(isa, x, router, weights);
+                    let first = part * at_once * shape.out_channels;
+                    let epilogue = Epilogue { shift: shift_from(epilogue, first, shape), ..*epilogue };
+                    let shape = ConvShape { batch: samples, ..*shape };
+                    conv2d(isa, x, &Kernels::Mixed { weights, experts }, &epilogue, y, &shape);
+                }
+            });
+        }
     };
     let count = experts.len() / shape.kernel_len();
     let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
@@ -77,15 +98,21 @@ pub(super) fn conv2d<I: Isa>(
                     pack_all(isa, shape, own, packed);
                 }
             }
-            let shift = if epilogue.shift.len() == shape.out_channels {
-                epilogue.shift
-            } else {
-                epilogue.shift.get(first * shape.out_channels..).unwrap_or_default()
-            };
+            let shift = shift_from(epilogue, first * shape.out_channels, shape);
             let part = ConvShape { batch: samples, ..*shape };
             convolve(isa, x, (packed, set), &Epilogue { shift, ..*epilogue }, y, &part);
         }
     });
+}
+
+/// The epilogue's summands of the samples whose outputs begin with channel `first` of all; those of all samples, if they share
+/// them.
+fn shift_from<'a>(epilogue: &Epilogue<'a>, first: usize, shape: &ConvShape) -> &'a [f32] {
+    if epilogue.shift.len() == shape.out_channels {
+        epilogue.shift
+    } else {
+        epilogue.shift.get(first..).unwrap_or_default()
+    }
 }
 
 /// The packed form for a shape.
@@ -122,15 +149,23 @@ fn fill_blocks<'a, I: Isa>(
     let packing = packing::<I>(shape);
     let (per_group, groups) = (packing.blocks(), shape.config.groups);
     let group_len = packing.rows * packing.taps;
-    let least = (TASK_VALUES / packing.block_len()).max(1);
-    packed.par_chunks_exact_mut(packing.block_len()).with_min_len(least).enumerate().for_each(|(index, packed)| {
-        let (group, block) = (index / per_group % groups, index % per_group);
-        let (weights, experts) = source(index / (per_group * groups));
+    let blocks = per_group * groups;
+    let samples = packed.len() / (packing.block_len() * blocks);
+    let least = (TASK_VALUES / (packing.block_len() * samples)).max(1);
+    let out = SharedRows { start: packed.as_mut_ptr(), rows: samples * blocks, length: packing.block_len() };
+    // All samples of a block one after the other: its rows of the experts are then near.
+    (0..blocks).into_par_iter().with_min_len(least).for_each(|index| {
+        let (group, block) = (index / per_group, index % per_group);
         let rows = group * group_len + block * packing.height * packing.taps..(group + 1) * group_len;
-        isa.run(
-            #[inline(always)]
-            || pack::mix(isa, &packing, weights, experts, shape.kernel_len(), rows, packed),
-        );
+        for sample in 0..samples {
+            let (weights, experts) = source(sample);
+            // SAFETY: each task has its own blocks of all samples.
+            let packed = unsafe { out.part(sample * blocks + index, 0, packing.block_len()) };
+            isa.run(
+                #[inline(always)]
+                || pack::mix(isa, &packing, weights, experts, shape.kernel_len(), rows.clone(), packed),
+            );
+        }
     });
 }
 

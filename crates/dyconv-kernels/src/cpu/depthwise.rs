@@ -1,4 +1,7 @@
 //! Convolution with one kernel a channel: every output vector is a sum of shifted vectors of the padded map, in registers.
+//!
+//! Windows of 3x3 and 5x5 of stride 1 go along the rows of the map; others use the phases of [`super::planes`]. Where there are
+//! samples enough for all threads, a thread takes a sample from its averages to its result, while its maps are in a near cache.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -7,7 +10,7 @@ use rayon::prelude::*;
 
 use super::isa::{Isa, copy};
 use super::planes::{Piece, Planes};
-use super::{ConvShape, Epilogue, Kernels, mix, with_kept};
+use super::{ConvShape, Epilogue, Kernels, Router, mix, route, with_kept};
 
 /// Vectors of outputs that are summed at a time.
 const VECTORS: usize = 4;
@@ -22,12 +25,16 @@ struct Scratch {
     plane: Vec<f32>,
     sums: Vec<f32>,
     offsets: Vec<u32>,
+    /// A sample's averages, routing weights and kernels.
+    sample: Vec<f32>,
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
     /// Mixed kernels, kept by the thread that called.
     static MIXED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// Routing weights, kept likewise.
+    static ROUTING: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Runs the convolution on all threads of the pool.
@@ -48,7 +55,70 @@ pub(super) fn conv2d<I: Isa>(
             mix::mix_experts(isa, weights, experts, &mut mixed[..len], shape.kernel_len());
             convolve(isa, x, &mixed[..len], epilogue, y, shape);
         }),
+        Kernels::Routed { ref router, experts } if by_samples(shape) => {
+            routed(isa, x, (router, experts), epilogue, y, shape);
+        }
+        Kernels::Routed { ref router, experts } => with_kept(&ROUTING, |weights| {
+            let len = shape.batch * router.bias.len();
+            weights.resize(len.max(weights.len()), 0.0);
+            route::by_router(isa, x, router, &mut weights[..len]);
+            conv2d(isa, x, &Kernels::Mixed { weights: &weights[..len], experts }, epilogue, y, shape);
+        }),
     }
+}
+
+/// Whether threads take whole samples.
+fn by_samples(shape: &ConvShape) -> bool {
+    let threads = rayon::current_num_threads();
+    shape.batch.is_multiple_of(threads) || shape.batch >= 4 * threads
+}
+
+/// Routing, mixing and convolution, a sample a task.
+fn routed<I: Isa>(
+    isa: I,
+    x: &[f32],
+    (router, experts): (&Router<'_>, &[f32]),
+    epilogue: &Epilogue<'_>,
+    y: &mut [MaybeUninit<f32>],
+    shape: &ConvShape,
+) {
+    let channels = shape.in_channels;
+    let (map, plane) = (shape.input.0 * shape.input.1, shape.output.0 * shape.output.1);
+    let window = shape.config.kernel.0 * shape.config.kernel.1;
+    let (count, len) = (router.bias.len(), shape.kernel_len());
+    let samples = x.par_chunks_exact(channels * map).zip(y.par_chunks_exact_mut(channels * plane));
+    samples.enumerate().for_each(|(sample, (x, y))| {
+        // SAFETY: the values are written by `channel`, row by row, before anything reads them.
+        let y = unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast::<f32>(), y.len()) };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let mut sample_scratch = std::mem::take(&mut scratch.sample);
+            sample_scratch.resize((channels + count + len).max(sample_scratch.len()), 0.0);
+            let (averages, rest) = sample_scratch.split_at_mut(channels);
+            let (weights, mixed) = rest.split_at_mut(count);
+            isa.run(
+                #[inline(always)]
+                || {
+                    for channel in 0..channels {
+                        averages[channel] = route::sum(isa, &x[channel * map..][..map]) / map as f32;
+                    }
+                    route::weights(isa, averages, router, weights);
+                },
+            );
+            mix::mix_one(isa, weights, experts, &mut mixed[..len]);
+            for channel in 0..channels {
+                let kernel = &mixed[channel * window..][..window];
+                let out = &mut y[channel * plane..][..plane];
+                isa.run(
+                    #[inline(always)]
+                    || {
+                        self::channel(isa, &x[channel * map..][..map], kernel, out, shape, scratch);
+                        epilogue.apply(out, sample, channel, channels);
+                    },
+                );
+            }
+            scratch.sample = sample_scratch;
+        });
+    });
 }
 
 fn convolve<I: Isa>(
@@ -81,9 +151,73 @@ fn convolve<I: Isa>(
     });
 }
 
-/// One channel of one sample, some rows at a time.
+/// One channel of one sample.
 #[inline(always)]
 fn channel<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &ConvShape, scratch: &mut Scratch) {
+    let config = &shape.config;
+    let plain = config.stride == (1, 1) && config.dilation == (1, 1) && shape.output.1 >= I::LANES;
+    match config.kernel {
+        (3, 3) if plain => along_rows::<I, 3>(isa, x, kernel, y, shape, scratch),
+        (5, 5) if plain => along_rows::<I, 5>(isa, x, kernel, y, shape, scratch),
+        _ => by_phases(isa, x, kernel, y, shape, scratch),
+    }
+}
+
+/// A window of `K` x `K`, stride 1: some rows of a copy with zeros around them at a time.
+#[inline(always)]
+fn along_rows<I: Isa, const K: usize>(
+    isa: I,
+    x: &[f32],
+    kernel: &[f32],
+    y: &mut [f32],
+    shape: &ConvShape,
+    scratch: &mut Scratch,
+) {
+    let ((height, width), (rows, columns)) = (shape.input, shape.output);
+    let (top, left) = shape.config.padding;
+    let line = columns + K - 1;
+    let band = (PLANE_VALUES / line).clamp(1, rows);
+    scratch.plane.resize(((band + K - 1) * line).max(scratch.plane.len()), 0.0);
+    let mut weights = [[isa.splat(0.0); K]; K];
+    for ky in 0..K {
+        for kx in 0..K {
+            weights[ky][kx] = isa.splat(kernel[ky * K + kx]);
+        }
+    }
+    let mut first = 0;
+    while first < rows {
+        let here = band.min(rows - first);
+        let plane = &mut scratch.plane[..(here + K - 1) * line];
+        plane.fill(0.0);
+        for row in 0..here + K - 1 {
+            let from = (first + row).wrapping_sub(top);
+            if from < height && left < line {
+                let count = width.min(line - left);
+                copy(isa, &x[from * width..][..count], &mut plane[row * line + left..][..count]);
+            }
+        }
+        for row in 0..here {
+            let out = &mut y[(first + row) * columns..][..columns];
+            for column in (0..columns).step_by(I::LANES) {
+                // The last vector overlaps the one before.
+                let column = column.min(columns - I::LANES);
+                let mut sum = isa.splat(0.0);
+                for ky in 0..K {
+                    let from = &plane[(row + ky) * line + column..][..K - 1 + I::LANES];
+                    for kx in 0..K {
+                        sum = isa.fma(weights[ky][kx], isa.load(&from[kx..]), sum);
+                    }
+                }
+                isa.store(&mut out[column..], sum);
+            }
+        }
+        first += here;
+    }
+}
+
+/// Any window, some rows at a time.
+#[inline(always)]
+fn by_phases<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &ConvShape, scratch: &mut Scratch) {
     let (rows, width) = shape.output;
     let row_values = Planes::new(shape, Piece { rows: (0, 1), columns: (0, width) }).row() * shape.config.stride.0;
     let step = (PLANE_VALUES / row_values).clamp(1, rows);

@@ -47,10 +47,18 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     /// # Safety
     /// They must be writable.
     unsafe fn store_at(self, y: *mut f32, v: Self::F32);
+    /// Turns eight rows of eight values: value `j` of row `i` of `from` becomes value `i` of row `j` of `to`; rows begin so
+    /// many values apart as the pairs say.
+    ///
+    /// # Safety
+    /// They must be readable and writable.
+    unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize));
     /// Asks for the cache line of the first value of `x` to be read.
     fn prefetch(self, x: &[f32]);
     /// Runs `body` with this instruction set enabled, so that what is inlined into it compiles to it.
     fn run<R>(self, body: impl FnOnce() -> R) -> R;
+    /// As [`Isa::run`], as a function of its own: inlined into a large one, an inner loop would have to share its registers.
+    fn apart<R>(self, body: impl FnOnce() -> R) -> R;
 }
 
 /// Copies, for rows so short that a call of the C library's copy would cost more.

@@ -32,6 +32,14 @@ pub(super) fn mix_experts<I: Isa>(isa: I, weights: &[f32], experts: &[f32], mixe
     });
 }
 
+/// The mixture of one sample, on the calling thread.
+pub(super) fn mix_one<I: Isa>(isa: I, weights: &[f32], experts: &[f32], out: &mut [f32]) {
+    isa.run(
+        #[inline(always)]
+        || mix(isa, weights, experts, out.len(), 0, out),
+    );
+}
+
 /// `out[i] = sum over e of weights[e] * experts[e * len + first + i]`
 #[inline(always)]
 fn mix<I: Isa>(isa: I, weights: &[f32], experts: &[f32], len: usize, first: usize, out: &mut [f32]) {
@@ -39,8 +47,8 @@ fn mix<I: Isa>(isa: I, weights: &[f32], experts: &[f32], len: usize, first: usiz
     let whole = out.len() / block * block;
     for at in (0..whole).step_by(block) {
         let mut sums = [isa.splat(0.0); VECTORS];
-        for (weight, expert) in weights.iter().zip(experts.chunks_exact(len)) {
-            let values = &expert[first + at..][..block];
+        for (expert, weight) in weights.iter().enumerate() {
+            let values = &experts[expert * len + first + at..][..block];
             let weight = isa.splat(*weight);
             for j in 0..VECTORS {
                 sums[j] = isa.fma(weight, isa.load(&values[j * I::LANES..][..I::LANES]), sums[j]);

@@ -111,8 +111,26 @@ pub enum Kernels<'a> {
         /// `[K, kernel_len]`
         experts: &'a [f32],
     },
+    /// Mixed for each sample from experts by the router's weights, which depend on the sample.
+    Routed {
+        /// Gives `[batch, K]`.
+        router: Router<'a>,
+        /// `[K, kernel_len]`
+        experts: &'a [f32],
+    },
     /// The same for all samples, packed before.
     Packed(&'a PackedKernels),
+}
+
+/// What gives a sample's routing weights: `activation(weight * average(x) + bias)`.
+#[derive(Debug, Clone, Copy)]
+pub struct Router<'a> {
+    /// `[K, in_channels]`
+    pub weight: &'a [f32],
+    /// `[K]`
+    pub bias: &'a [f32],
+    /// What turns logits into weights.
+    pub routing: crate::Routing,
 }
 
 /// What happens to a convolution's sums before they are written: `y = activation(scale * sum + shift)`.
@@ -234,6 +252,10 @@ fn conv2d_into(
         Kernels::Shared(kernels) => assert_eq!(kernels.len(), len),
         Kernels::PerSample(kernels) => assert_eq!(kernels.len(), shape.batch * len),
         Kernels::Mixed { weights, experts } => assert_eq!(weights.len() * len, shape.batch * experts.len()),
+        Kernels::Routed { router, experts } => {
+            assert!(!router.bias.is_empty() && router.weight.len() == router.bias.len() * shape.in_channels);
+            assert_eq!(router.bias.len() * len, experts.len());
+        }
         Kernels::Packed(packed) => assert_eq!(packed.kernel_len, len),
     }
     assert!(epilogue.scale.is_empty() || epilogue.scale.len() == shape.out_channels);

@@ -71,8 +71,8 @@ pub(super) fn mix<I: Isa>(
         let mut first = 0;
         while first + VECTORS * I::LANES <= taps {
             let mut sums = [isa.splat(0.0); VECTORS];
-            for (weight, expert) in weights.iter().zip(experts.chunks_exact(len)) {
-                let values = &expert[start + first..][..VECTORS * I::LANES];
+            for (expert, weight) in weights.iter().enumerate() {
+                let values = &experts[expert * len + start + first..][..VECTORS * I::LANES];
                 let weight = isa.splat(*weight);
                 for j in 0..VECTORS {
                     sums[j] = isa.fma(weight, isa.load(&values[j * I::LANES..][..I::LANES]), sums[j]);
@@ -87,8 +87,8 @@ pub(super) fn mix<I: Isa>(
             let length = I::LANES.min(taps - first);
             let out = &mut packed[first / I::LANES * step + row * I::LANES..][..I::LANES];
             out.fill(0.0);
-            for (weight, expert) in weights.iter().zip(experts.chunks_exact(len)) {
-                let values = &expert[start + first..][..length];
+            for (expert, weight) in weights.iter().enumerate() {
+                let values = &experts[expert * len + start + first..][..length];
                 out.iter_mut().zip(values).for_each(|(sum, value)| *sum += weight * value);
             }
             first += length;

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use rayon::prelude::*;
 
 use super::isa::Isa;
-use super::with_kept;
+use super::{Router, with_kept};
 use crate::Routing;
 
 /// Values of maps that a task sums, about: worth its start.
@@ -42,17 +42,29 @@ pub(super) fn route<I: Isa>(
             );
         });
         for (r, averages) in r.chunks_exact_mut(bias.len()).zip(averages.chunks_exact(channels)) {
+            let router = Router { weight, bias, routing };
             isa.run(
                 #[inline(always)]
-                || {
-                    for ((r, weight), bias) in r.iter_mut().zip(weight.chunks_exact(channels)).zip(bias) {
-                        *r = bias + dot(isa, weight, averages);
-                    }
-                },
+                || weights(isa, averages, &router, r),
             );
-            activate(r, routing);
         }
     });
+}
+
+/// Routing weights of maps `x`, `[batch, channels, pixels]`, on all threads: as many as there is room for in `r`.
+pub(super) fn by_router<I: Isa>(isa: I, x: &[f32], router: &Router<'_>, r: &mut [f32]) {
+    let Router { weight, bias, routing } = *router;
+    route(isa, x, weight, bias, routing, r, weight.len() / bias.len());
+}
+
+/// Routing weights of a sample's averages.
+#[inline(always)]
+pub(super) fn weights<I: Isa>(isa: I, averages: &[f32], router: &Router<'_>, r: &mut [f32]) {
+    let rows = router.weight.chunks_exact(averages.len());
+    for ((r, weight), bias) in r.iter_mut().zip(rows).zip(router.bias) {
+        *r = bias + dot(isa, weight, averages);
+    }
+    activate(r, router.routing);
 }
 
 /// Turns logits into weights in place.
@@ -70,8 +82,9 @@ pub(super) fn activate(logits: &mut [f32], routing: Routing) {
     }
 }
 
+/// The sum of all values.
 #[inline(always)]
-fn sum<I: Isa>(isa: I, values: &[f32]) -> f32 {
+pub(super) fn sum<I: Isa>(isa: I, values: &[f32]) -> f32 {
     let one = isa.splat(1.0);
     let mut sums = [isa.splat(0.0); VECTORS];
     let mut blocks = values.chunks_exact(VECTORS * I::LANES);

@@ -87,10 +87,25 @@ unsafe impl Isa for Scalar {
     }
 
     #[inline(always)]
+    unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize)) {
+        for i in 0..8 {
+            for j in 0..8 {
+                // SAFETY: the caller proves the values and the room.
+                unsafe { *to.0.add(j * to.1 + i) = *from.0.add(i * from.1 + j) };
+            }
+        }
+    }
+
+    #[inline(always)]
     fn prefetch(self, _: &[f32]) {}
 
     #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
+        body()
+    }
+
+    #[inline(never)]
+    fn apart<R>(self, body: impl FnOnce() -> R) -> R {
         body()
     }
 }

@@ -1,7 +1,8 @@
 //! Every instruction set of this machine against the definition in f64.
 
+use super::conformance::noise;
 use super::*;
-use crate::ConvConfig;
+use crate::{ConvConfig, Routing};
 
 /// Values that differ everywhere and need no random numbers.
 fn wave(count: usize, phase: f32) -> Vec<f32> {
@@ -100,4 +101,46 @@ fn the_widest_set_is_chosen() {
     let forced = std::env::var("DYCONV_ISA").unwrap_or_default();
     let expected = available().into_iter().find(|isa| isa.name() == forced).unwrap_or(available()[0]);
     assert_eq!(chosen(), expected);
+}
+
+/// Callers that are tasks of the pool themselves, as of a server that starts one a request: a thread that waits for its own
+/// tasks takes up another call meanwhile.
+#[test]
+fn calls_within_calls() {
+    let (calls, channels, pixels) = if cfg!(miri) { (4, 2, 5) } else { (1000, 32, 24) };
+    let call = move |index: usize| {
+        let config = ConvConfig { kernel: (3, 3), stride: (1, 1), padding: (1, 1), dilation: (1, 1), groups: 1 };
+        let s = ConvShape {
+            batch: 2,
+            in_channels: channels,
+            out_channels: channels,
+            input: (pixels, pixels),
+            output: (pixels, pixels),
+            // Ordinary, and depthwise.
+            config: ConvConfig { groups: [1, channels][index % 2], ..config },
+        };
+        let x = noise(2 * channels * pixels * pixels, 1);
+        let (weight, experts) = (noise(3 * channels, 2), noise(3 * s.kernel_len(), 3));
+        let mut r = vec![0.0; 6];
+        super::route(&x, &weight, &[0.1, 0.2, 0.3], Routing::Sigmoid, &mut r, channels);
+        let mut y = vec![0.0; x.len()];
+        let mixed = Kernels::Mixed { weights: &r, experts: &experts };
+        conv2d(&x, &mixed, &Epilogue::default(), &mut y, &s);
+        y
+    };
+    let alone = [call(0), call(1)];
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(4).build().unwrap();
+    let (sender, results) = std::sync::mpsc::channel();
+    for index in 0..calls {
+        let sender = sender.clone();
+        // A panic would end the process and name nothing; so would one for a test that has failed and listens no more.
+        pool.spawn(move || drop(sender.send((index, std::panic::catch_unwind(|| call(index))))));
+        if index % 3 == 0 {
+            std::thread::sleep(std::time::Duration::from_micros(200));
+        }
+    }
+    drop(sender);
+    for (index, result) in results {
+        assert!(result.is_ok_and(|y| y == alone[index % 2]), "call {index}");
+    }
 }

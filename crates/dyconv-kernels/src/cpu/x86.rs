@@ -127,6 +127,12 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize)) {
+        // SAFETY: the token proves AVX; the caller proves the values and the room.
+        unsafe { turn8(from, to) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, x: &[f32]) {
         // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
@@ -135,6 +141,17 @@ unsafe impl Isa for Avx2 {
     #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
         #[target_feature(enable = "avx2,fma")]
+        fn entry<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        // SAFETY: the token proves AVX2 and FMA.
+        unsafe { entry(body) }
+    }
+
+    #[inline(always)]
+    fn apart<R>(self, body: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx2,fma")]
+        #[inline(never)]
         fn entry<R>(body: impl FnOnce() -> R) -> R {
             body()
         }
@@ -256,6 +273,12 @@ unsafe impl Isa for Avx512 {
     }
 
     #[inline(always)]
+    unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize)) {
+        // SAFETY: the token proves AVX; the caller proves the values and the room.
+        unsafe { turn8(from, to) }
+    }
+
+    #[inline(always)]
     fn prefetch(self, x: &[f32]) {
         // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
@@ -269,6 +292,50 @@ unsafe impl Isa for Avx512 {
         }
         // SAFETY: the token proves AVX-512F and FMA.
         unsafe { entry(body) }
+    }
+
+    #[inline(always)]
+    fn apart<R>(self, body: impl FnOnce() -> R) -> R {
+        #[target_feature(enable = "avx512f,fma")]
+        #[inline(never)]
+        fn entry<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        // SAFETY: the token proves AVX-512F and FMA.
+        unsafe { entry(body) }
+    }
+}
+
+/// As of [`Isa::turn8`].
+///
+/// # Safety
+/// The CPU must have AVX; the values must be readable and writable.
+#[inline(always)]
+unsafe fn turn8(from: (*const f32, usize), to: (*mut f32, usize)) {
+    // Loops, not closures: what the compiler does not inline would lose the instruction set.
+    for half in 0..2 {
+        // SAFETY: the caller proves all of it.
+        unsafe {
+            // Rows i and i + 4 side by side, so that no step crosses the halves of a register.
+            let mut pairs = [_mm256_setzero_ps(); 4];
+            for i in 0..4 {
+                let low = _mm_loadu_ps(from.0.add(i * from.1 + 4 * half));
+                let high = _mm_loadu_ps(from.0.add((i + 4) * from.1 + 4 * half));
+                pairs[i] = _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high);
+            }
+            let [a, b, c, d] = pairs;
+            let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+            let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+            let columns = [
+                _mm256_shuffle_ps::<0x44>(ab, cd),
+                _mm256_shuffle_ps::<0xEE>(ab, cd),
+                _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                _mm256_shuffle_ps::<0xEE>(ab_high, cd_high),
+            ];
+            for (i, column) in columns.into_iter().enumerate() {
+                _mm256_storeu_ps(to.0.add((4 * half + i) * to.1), column);
+            }
+        }
     }
 }
 

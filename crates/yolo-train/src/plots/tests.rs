@@ -1,3 +1,5 @@
+//! What plots show, at the places where it must be.
+
 use candle_core::{Device, Tensor};
 use image::Rgb;
 use yolo_core::picture::colour;

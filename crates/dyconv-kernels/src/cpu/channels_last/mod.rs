@@ -11,6 +11,7 @@ mod finish;
 mod memory;
 mod mixing;
 mod packer;
+mod panels;
 mod peak;
 pub(super) mod planar;
 mod pointwise;
@@ -20,6 +21,7 @@ mod team;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod turn;
 mod winograd;
 
 pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin};

@@ -7,10 +7,12 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::super::isa::Isa;
-use super::super::{ConvShape, Epilogue, Kernels};
+use super::super::{ConvShape, Epilogue, Kernels, route};
 use super::direct::{PANEL_VECTORS, Packing};
 use super::finish::Act;
 use super::memory::{Arena, LINE, Lines, View};
+use super::panels;
+use super::turn::turn;
 use super::winograd::{self, POINTS, Winograd};
 
 /// Channels from which the turned maps and the transforms cost less than they save.
@@ -28,10 +30,12 @@ const STRIP: usize = 64;
 /// What the calling thread keeps from call to call.
 #[derive(Default)]
 struct Kept {
-    /// Input, output and, if threads share one, the scratch of a chunk.
+    /// Input, and output or transformed inputs.
     maps: Lines,
     kernels: Lines,
     bias: Lines,
+    /// Routing weights.
+    routing: Vec<f32>,
 }
 
 thread_local! {
@@ -70,11 +74,10 @@ pub(in super::super) fn conv2d<I: Isa>(
     y: &mut [MaybeUninit<f32>],
     shape: &ConvShape,
 ) {
-    let Kept { mut maps, kernels: mut own_kernels, mut bias } = KEPT.take();
+    let Kept { mut maps, kernels: mut own_kernels, mut bias, mut routing } = KEPT.take();
     let (height, width) = shape.input;
     let input = View::dense(0, height, width, shape.in_channels);
     let output = View::dense(input.end(1).next_multiple_of(LINE), shape.output.0, shape.output.1, shape.out_channels);
-    let common = output.end(1).next_multiple_of(LINE);
     let mut conv = Winograd {
         input,
         output,
@@ -86,7 +89,11 @@ pub(in super::super) fn conv2d<I: Isa>(
         together: false,
     };
     conv.choose_chunk::<I>(rayon::current_num_threads());
-    maps.grow(common + if conv.together { conv.scratch::<I>() } else { 0 });
+    if conv.together {
+        panels::conv2d(isa, conv, (x, kernels, epilogue), y, shape, (&mut maps, &mut own_kernels, &mut routing));
+        return KEPT.set(Kept { maps, kernels: own_kernels, bias, routing });
+    }
+    maps.grow(output.end(1).next_multiple_of(LINE));
     // Biases, and behind them factors.
     let padded = (shape.out_channels + 2 * LINE).next_multiple_of(LINE);
     bias.grow(2 * padded);
@@ -96,7 +103,7 @@ pub(in super::super) fn conv2d<I: Isa>(
         Kernels::Packed(_) => None,
         Kernels::Shared(kernels) => Some((kernels, 0)),
         Kernels::PerSample(kernels) => Some((kernels, shape.kernel_len())),
-        Kernels::Mixed { experts, .. } => Some((experts, 0)),
+        Kernels::Mixed { experts, .. } | Kernels::Routed { experts, .. } => Some((experts, 0)),
     };
     if experts.is_some() {
         own_kernels.grow(len + LINE);
@@ -105,7 +112,6 @@ pub(in super::super) fn conv2d<I: Isa>(
     let samples = x.chunks_exact(planes.0).zip(y.chunks_exact_mut(planes.1)).enumerate();
     for (sample, (x, y)) in samples {
         let arena = Arena::new(&mut maps);
-        turn_in(&arena, &input, x);
         bias_of(bias.values_mut(), epilogue, sample, shape.out_channels);
         let to = own_kernels.as_mut_ptr();
         match *kernels {
@@ -118,17 +124,23 @@ pub(in super::super) fn conv2d<I: Isa>(
                 let count = experts.len() / shape.kernel_len();
                 mix(isa, shape, &weights[sample * count..][..count], experts, to);
             }
+            Kernels::Routed { ref router, experts } => {
+                routing.resize(router.bias.len(), 0.0);
+                route::by_router(isa, x, router, &mut routing);
+                mix(isa, shape, &routing, experts, to);
+            }
             _ => {}
         }
+        turn_in(isa, &arena, &input, x);
         let packed = match kernels {
             Kernels::Packed(packed) => packed.values().as_ptr(),
             _ => own_kernels.as_ptr(),
         };
         let scale = if epilogue.scale.is_empty() { std::ptr::null() } else { bias.as_ptr().wrapping_add(padded) };
-        multiply(isa, &conv, (&arena, common), packed, (bias.as_ptr(), scale));
-        turn_out(&arena, &output, y);
+        multiply(isa, &conv, &arena, packed, (bias.as_ptr(), scale));
+        turn_out(isa, &arena, &output, y);
     }
-    KEPT.set(Kept { maps, kernels: own_kernels, bias });
+    KEPT.set(Kept { maps, kernels: own_kernels, bias, routing });
 }
 
 /// What is added to each channel of a sample.
@@ -141,50 +153,32 @@ fn bias_of(bias: &mut [f32], epilogue: &Epilogue<'_>, sample: usize, channels: u
     }
 }
 
-/// The three phases, each on all threads, or chunk by chunk; `bias` and `scale` may be of whole vectors, `scale` null.
+/// Chunk by chunk on all threads; `bias` and `scale` are of whole vectors, `scale` may be null.
 fn multiply<I: Isa>(
     isa: I,
     conv: &Winograd,
-    (arena, common): (&Arena, usize),
+    arena: &Arena,
     packed: *const f32,
     (bias, scale): (*const f32, *const f32),
 ) {
     let jobs = conv.jobs::<I>();
     let (weights, bias, scale) = (From(packed), From(bias), From(scale));
-    let chunk = |chunk: usize, scratch: *mut f32| {
-        let mut chunk = jobs.chunk(arena, chunk, weights.get(), bias.get(), scratch);
+    (0..jobs.chunks).into_par_iter().for_each(|index| {
+        let mut scratch = OWN.take();
+        scratch.grow(conv.scratch::<I>());
+        let mut chunk = jobs.chunk(arena, index, weights.get(), bias.get(), scratch.as_mut_ptr());
         chunk.scale = scale.get();
-        chunk
-    };
-    if !conv.together {
-        (0..jobs.chunks).into_par_iter().for_each(|index| {
-            let mut scratch = OWN.take();
-            scratch.grow(conv.scratch::<I>());
-            let chunk = chunk(index, scratch.as_mut_ptr());
-            isa.run(
-                #[inline(always)]
-                || chunk.all(isa),
-            );
-            OWN.set(scratch);
-        });
-        return;
-    }
-    for index in 0..jobs.chunks {
-        for phase in winograd::PHASES {
-            (0..jobs.tasks(phase, index)).into_par_iter().for_each(|task| {
-                let chunk = chunk(index, arena.at(common));
-                isa.run(
-                    #[inline(always)]
-                    || chunk.task(isa, phase, task),
-                );
-            });
-        }
-    }
+        isa.run(
+            #[inline(always)]
+            || chunk.all(isa),
+        );
+        OWN.set(scratch);
+    });
 }
 
 /// A pointer that is only read through.
 #[derive(Clone, Copy)]
-struct From(*const f32);
+pub(super) struct From(pub(super) *const f32);
 
 // SAFETY: nothing writes what it points to while it is used.
 unsafe impl Send for From {}
@@ -192,14 +186,14 @@ unsafe impl Send for From {}
 unsafe impl Sync for From {}
 
 impl From {
-    fn get(self) -> *const f32 {
+    pub(super) fn get(self) -> *const f32 {
         self.0
     }
 }
 
 /// A pointer to what tasks write, each its own part.
 #[derive(Clone, Copy)]
-struct To(*mut f32);
+pub(super) struct To(pub(super) *mut f32);
 
 // SAFETY: tasks write disjoint parts.
 unsafe impl Send for To {}
@@ -207,13 +201,13 @@ unsafe impl Send for To {}
 unsafe impl Sync for To {}
 
 impl To {
-    fn at(self, offset: usize) -> *mut f32 {
+    pub(super) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
 }
 
 /// Mixes experts `[K, out, in, 3, 3]`, and transforms and packs the mixture.
-fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: *mut f32) {
+pub(super) fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: *mut f32) {
     let packing = packing::<I>(shape);
     let (inputs, out) = (shape.in_channels, shape.out_channels);
     let to = To(to);
@@ -227,21 +221,21 @@ fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: 
                 let panel_rows = PANEL_VECTORS * I::LANES;
                 let rows = panel * panel_rows..((panel + 1) * panel_rows).min(out);
                 let len = 9 * channels;
-                // Turned: a row of output channels for each tap.
-                let mut mixed = [0.0f32; PANEL_VECTORS * LANES * 9 * MIXED];
-                for (lane, row) in rows.enumerate() {
+                let mut lines = [0.0f32; PANEL_VECTORS * LANES * 9 * MIXED];
+                for (line, row) in lines.chunks_exact_mut(len).zip(rows.clone()) {
                     let start = (row * inputs + first) * 9;
-                    let mut line = [0.0f32; 9 * MIXED];
                     for (weight, expert) in weights.iter().zip(experts.chunks_exact(shape.kernel_len())) {
                         let values = &expert[start..start + len];
                         for tap in 0..len {
                             line[tap] += weight * values[tap];
                         }
                     }
-                    for (tap, value) in line[..len].iter().enumerate() {
-                        mixed[tap * panel_rows + lane] = *value;
-                    }
                 }
+                // A row of output channels for each tap.
+                let mut mixed = [0.0f32; PANEL_VECTORS * LANES * 9 * MIXED];
+                let (from, to_mixed) = ((lines.as_ptr(), len), (mixed.as_mut_ptr(), panel_rows));
+                // SAFETY: both have room for all rows of a panel and taps of a block.
+                unsafe { turn(isa, (rows.len(), len), from, to_mixed) };
                 let vectors = packing.vectors(panel);
                 let width = vectors * I::LANES;
                 for channel in 0..channels {
@@ -261,43 +255,38 @@ fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: 
 }
 
 /// Copies a sample's map to channels last.
-fn turn_in(arena: &Arena, view: &View, map: &[f32]) {
+pub(super) fn turn_in<I: Isa>(isa: I, arena: &Arena, view: &View, map: &[f32]) {
     let pixels = view.height * view.width;
     let channels = view.channels;
-    (0..pixels.div_ceil(STRIP)).into_par_iter().for_each(|strip| {
-        let first = strip * STRIP;
-        let count = STRIP.min(pixels - first);
+    assert_eq!(map.len(), pixels * channels);
+    strips(pixels, |first, count| {
         let to = arena.at(view.offset + first * channels);
-        for block in (0..channels).step_by(8) {
-            for pixel in 0..count {
-                for channel in block..(block + 8).min(channels) {
-                    // SAFETY: the view has a place for each channel of each pixel.
-                    unsafe {
-                        *to.add(pixel * channels + channel) = *map.get_unchecked(channel * pixels + first + pixel)
-                    };
-                }
-            }
-        }
+        let from = map[first..].as_ptr();
+        isa.run(
+            #[inline(always)]
+            // SAFETY: the view has a place for each channel of each pixel, the map a value; each task has its own pixels.
+            || unsafe { turn(isa, (channels, count), (from, pixels), (to, channels)) },
+        );
     });
 }
 
 /// Copies a sample's result from channels last; writes all of `map`.
-fn turn_out(arena: &Arena, view: &View, map: &mut [MaybeUninit<f32>]) {
+fn turn_out<I: Isa>(isa: I, arena: &Arena, view: &View, map: &mut [MaybeUninit<f32>]) {
     let pixels = view.height * view.width;
     let channels = view.channels;
     assert_eq!(map.len(), pixels * channels);
     let to = To(map.as_mut_ptr().cast());
-    (0..pixels.div_ceil(STRIP)).into_par_iter().for_each(|strip| {
-        let first = strip * STRIP;
-        let count = STRIP.min(pixels - first);
-        let from = arena.at(view.offset + first * channels);
-        for block in (0..channels).step_by(8) {
-            for channel in block..(block + 8).min(channels) {
-                for pixel in 0..count {
-                    // SAFETY: the view has a value for each channel of each pixel, the map a place; each task has its own.
-                    unsafe { *to.at(channel * pixels + first + pixel) = *from.add(pixel * channels + channel) };
-                }
-            }
-        }
+    strips(pixels, |first, count| {
+        let from = arena.at(view.offset + first * channels).cast_const();
+        isa.run(
+            #[inline(always)]
+            // SAFETY: as above, the other way round.
+            || unsafe { turn(isa, (count, channels), (from, channels), (to.at(first), pixels)) },
+        );
     });
+}
+
+/// Calls `f` with the first pixel and the number of pixels of each strip of a map, on all threads.
+fn strips(pixels: usize, f: impl Fn(usize, usize) + Sync) {
+    (0..pixels.div_ceil(STRIP)).into_par_iter().for_each(|strip| f(strip * STRIP, STRIP.min(pixels - strip * STRIP)));
 }

@@ -85,37 +85,48 @@ pub(super) unsafe fn tile_of<I: Isa>(
 ) {
     macro_rules! run {
         ($m:literal, $n:literal) => {{
-            // SAFETY: the caller proves all of it.
-            unsafe {
-                let mut start = [[isa.splat(0.0); $n]; $m];
-                for i in 0..$m {
-                    for j in 0..$n {
-                        start[i][j] = isa.load_at(place.start.wrapping_add(i * place.start_pixel + j * I::LANES));
-                    }
-                }
-                let mut sums = sums::<I, $m, $n>(isa, taps, weights, start);
-                if !place.between.is_null() {
-                    for i in 0..$m {
-                        for j in 0..$n {
-                            isa.store_at(place.between.wrapping_add((i * PANEL_VECTORS + j) * I::LANES), sums[i][j]);
-                        }
-                    }
-                    return;
-                }
-                place.act.apply_all(isa, &mut sums);
-                for i in 0..$m {
-                    let out = place.out.wrapping_add(i * place.pixel);
-                    let residual = place.residual.wrapping_add(i * place.residual_pixel);
-                    for j in 0..$n {
-                        let residual =
-                            if place.residual.is_null() { place.residual } else { residual.wrapping_add(j * I::LANES) };
-                        put(isa, sums[i][j], residual, out.wrapping_add(j * I::LANES), place.channels - j * I::LANES);
-                    }
-                }
-            }
+            isa.apart(
+                #[inline(always)]
+                // SAFETY: the caller proves all of it.
+                || unsafe { tile::<I, $m, $n>(isa, taps, weights, place) },
+            )
         }};
     }
     by_size!(I, size, run);
+}
+
+/// # Safety
+/// As of [`tile_of`].
+#[inline(always)]
+unsafe fn tile<I: Isa, const M: usize, const N: usize>(isa: I, taps: &Taps<'_>, weights: *const f32, place: &Place) {
+    // SAFETY: the caller proves all of it.
+    unsafe {
+        let mut start = [[isa.splat(0.0); N]; M];
+        for i in 0..M {
+            for j in 0..N {
+                start[i][j] = isa.load_at(place.start.wrapping_add(i * place.start_pixel + j * I::LANES));
+            }
+        }
+        let mut sums = sums::<I, M, N>(isa, taps, weights, start);
+        if !place.between.is_null() {
+            for i in 0..M {
+                for j in 0..N {
+                    isa.store_at(place.between.wrapping_add((i * PANEL_VECTORS + j) * I::LANES), sums[i][j]);
+                }
+            }
+            return;
+        }
+        place.act.apply_all(isa, &mut sums);
+        for i in 0..M {
+            let out = place.out.wrapping_add(i * place.pixel);
+            let residual = place.residual.wrapping_add(i * place.residual_pixel);
+            for j in 0..N {
+                let residual =
+                    if place.residual.is_null() { place.residual } else { residual.wrapping_add(j * I::LANES) };
+                put(isa, sums[i][j], residual, out.wrapping_add(j * I::LANES), place.channels - j * I::LANES);
+            }
+        }
+    }
 }
 
 /// `start[i] + sum over taps k of pixel i's value at k * weights[k]`

@@ -17,13 +17,13 @@ use super::team::Member;
 use super::tile::by_size;
 
 /// Outputs of a tile along an axis.
-const OUT: usize = 4;
+pub(super) const OUT: usize = 4;
 /// Inputs of a tile along an axis.
 const IN: usize = 6;
 /// Points at which the products are taken.
 pub(super) const POINTS: usize = IN * IN;
 /// Keeps rows of different points from falling into the same sets of a cache.
-const SKEW: usize = 16;
+pub(super) const SKEW: usize = 16;
 
 /// Values of the packed kernels of one point.
 pub(super) fn point_len(packing: &Packing) -> usize {
@@ -50,14 +50,7 @@ pub(super) struct Winograd {
 pub(super) fn transform_kernels(packing: &Packing, kernels: &[f32], packed: &mut [f32]) {
     let rows = |k: [f64; 3]| -> [f64; IN] {
         let [a, b, c] = k;
-        [
-            a / 4.0,
-            -(a + b + c) / 6.0,
-            -(a - b + c) / 6.0,
-            a / 24.0 + b / 12.0 + c / 6.0,
-            a / 24.0 - b / 12.0 + c / 6.0,
-            c,
-        ]
+        [a, a + b + c, a - b + c, a + 2.0 * b + 4.0 * c, a - 2.0 * b + 4.0 * c, c]
     };
     let inputs = packing.taps;
     let mut points = vec![[0.0f32; POINTS]; kernels.len() / 9];
@@ -97,17 +90,20 @@ pub(super) unsafe fn transform_packed<I: Isa>(isa: I, nine: &[I::F32; 9], to: *m
 
 /// Sizes of the scratch of a chunk.
 #[derive(Debug, Clone, Copy)]
-struct Layout {
+pub(super) struct Layout {
     /// Values of a tile's row of transformed inputs and of products.
-    row_in: usize,
-    row_out: usize,
+    pub(super) row_in: usize,
+    /// Values from the first of so many channels as a row has to the first behind them.
+    pub(super) block_in: usize,
+    pub(super) row_out: usize,
     /// Values of a point.
-    point_in: usize,
-    point_out: usize,
+    pub(super) point_in: usize,
+    pub(super) point_out: usize,
 }
 
 impl Winograd {
-    fn tiles(&self) -> (usize, usize) {
+    /// Rows and columns of tiles.
+    pub(super) fn tiles(&self) -> (usize, usize) {
         (self.output.height.div_ceil(OUT), self.output.width.div_ceil(OUT))
     }
 
@@ -130,10 +126,11 @@ impl Winograd {
         self.chunk = if chunks == 1 { tiles } else { tiles.div_ceil(chunks).next_multiple_of(I::TILE_ROWS) };
     }
 
-    fn layout<I: Isa>(&self) -> Layout {
+    pub(super) fn layout<I: Isa>(&self) -> Layout {
         let row_in = self.packing.taps.next_multiple_of(I::LANES);
         let row_out = self.packing.out.next_multiple_of(I::LANES);
-        Layout { row_in, row_out, point_in: self.chunk * row_in + SKEW, point_out: self.chunk * row_out + SKEW }
+        let (point_in, point_out) = (self.chunk * row_in + SKEW, self.chunk * row_out + SKEW);
+        Layout { row_in, block_in: 0, row_out, point_in, point_out }
     }
 
     /// Values of scratch that a chunk takes.
@@ -163,8 +160,7 @@ impl Winograd {
         let jobs = self.jobs::<I>();
         let job = |index: usize| {
             let (sample, chunk) = (index / jobs.chunks, index % jobs.chunks);
-            let job = jobs.chunk(arena, chunk, weights.of(arena, sample), bias.of(arena, sample), scratch);
-            Chunk { sample, ..job }
+            jobs.chunk(arena, chunk, weights.of(arena, sample), bias.of(arena, sample), scratch).of(sample)
         };
         if !self.together {
             member.share(batch * jobs.chunks, |index| {
@@ -266,6 +262,16 @@ impl<'a> Jobs<'a> {
 }
 
 impl Chunk<'_> {
+    /// The same of another sample.
+    pub(super) fn of(self, sample: usize) -> Self {
+        Self { sample, ..self }
+    }
+
+    /// The same with its transformed inputs in another order.
+    pub(super) fn laid_out(self, layout: Layout) -> Self {
+        Self { layout, ..self }
+    }
+
     /// All phases.
     #[inline(always)]
     pub(super) fn all<I: Isa>(&self, isa: I) {
@@ -371,7 +377,9 @@ impl Chunk<'_> {
                         columns[y][x] = column[y];
                     }
                 }
-                let out = self.scratch.wrapping_add(tile * self.layout.row_in + channel);
+                let Layout { row_in, block_in, .. } = self.layout;
+                let place = channel / row_in * block_in + channel % row_in;
+                let out = self.scratch.wrapping_add(tile * row_in + place);
                 for y in 0..IN {
                     let row = forward(isa, columns[y]);
                     for x in 0..IN {
@@ -386,7 +394,7 @@ impl Chunk<'_> {
     /// The matrix product of one point, some panels of output channels.
     #[inline(always)]
     fn multiply<I: Isa>(&self, isa: I, point: usize, panels: (usize, usize)) {
-        let Layout { row_in, row_out, point_in, point_out } = self.layout;
+        let Layout { row_in, row_out, point_in, point_out, .. } = self.layout;
         let packing = &self.conv.packing;
         let inputs = self.scratch.wrapping_add(point * point_in).cast_const();
         let products = self.scratch.wrapping_add(POINTS * point_in + point * point_out);
@@ -400,7 +408,9 @@ impl Chunk<'_> {
                 let size = (height.min(self.count - first), packing.vectors(panel));
                 let (rows, out) = (inputs.wrapping_add(first * row_in), products.wrapping_add(first * row_out));
                 // SAFETY: the scratch has rows for all tiles of the chunk, the weights a row for each input channel.
-                unsafe { product(isa, size, (rows, row_in), packing.taps, weights, (out, row_out)) };
+                unsafe {
+                    product(isa, size, (rows, row_in), packing.taps, weights, (ZEROS.as_ptr(), 0), (out, row_out))
+                };
             }
         }
     }
@@ -420,18 +430,6 @@ impl Chunk<'_> {
             for vector in vectors.0..vectors.1 {
                 let channel = vector * I::LANES;
                 let from = products.wrapping_add(tile * self.layout.row_out + channel);
-                let mut rows = [[isa.splat(0.0); IN]; OUT];
-                for x in 0..IN {
-                    let mut column = [isa.splat(0.0); IN];
-                    for y in 0..IN {
-                        // SAFETY: the scratch has a row of whole vectors for each tile and point.
-                        column[y] = unsafe { isa.load_at(from.add((y * IN + x) * self.layout.point_out)) };
-                    }
-                    let column = backward(isa, column);
-                    for y in 0..OUT {
-                        rows[y][x] = column[y];
-                    }
-                }
                 // SAFETY: the bias has room for whole vectors.
                 let bias = unsafe { isa.load_at(self.bias.add(channel)) };
                 let channels = conv.packing.out - channel;
@@ -441,13 +439,8 @@ impl Chunk<'_> {
                     // SAFETY: as the bias.
                     unsafe { isa.load_at(self.scale.add(channel)) }
                 };
-                let mut values = [[bias; OUT]; OUT];
-                for y in 0..OUT {
-                    let row = backward(isa, rows[y]);
-                    for x in 0..OUT {
-                        values[y][x] = isa.fma(row[x], scale, bias);
-                    }
-                }
+                // SAFETY: the scratch has a row of whole vectors for each tile and point.
+                let mut values = unsafe { outputs(isa, from, self.layout.point_out, scale, bias) };
                 conv.act.apply_all(isa, &mut values);
                 for y in 0..height {
                     for x in 0..width {
@@ -465,21 +458,46 @@ impl Chunk<'_> {
     }
 }
 
-/// `G g` of three vectors.
+/// A tile's outputs, `scale * sum + bias`, of products that lie `step` values apart.
+///
+/// # Safety
+/// A vector of each point must be readable.
+#[inline(always)]
+pub(super) unsafe fn outputs<I: Isa>(
+    isa: I,
+    products: *const f32,
+    step: usize,
+    scale: I::F32,
+    bias: I::F32,
+) -> [[I::F32; OUT]; OUT] {
+    let mut rows = [[isa.splat(0.0); IN]; OUT];
+    for x in 0..IN {
+        let mut column = [isa.splat(0.0); IN];
+        for y in 0..IN {
+            // SAFETY: the caller proves the products.
+            column[y] = unsafe { isa.load_at(products.wrapping_add((y * IN + x) * step)) };
+        }
+        let column = backward(isa, column);
+        for y in 0..OUT {
+            rows[y][x] = column[y];
+        }
+    }
+    let mut values = [[bias; OUT]; OUT];
+    for y in 0..OUT {
+        let row = backward(isa, rows[y]);
+        for x in 0..OUT {
+            values[y][x] = isa.fma(row[x], scale, bias);
+        }
+    }
+    values
+}
+
+/// `G g` of three vectors, without the factors 1/4, -1/6, -1/6, 1/24, 1/24 and 1 of its rows: [`backward`] has them, which runs
+/// less often where each sample has kernels of its own.
 #[inline(always)]
 fn kernel_forward<I: Isa>(isa: I, [a, b, c]: [I::F32; 3]) -> [I::F32; IN] {
-    let sum = isa.add(a, c);
-    let even = isa.fma(a, isa.splat(1.0 / 24.0), isa.mul(c, isa.splat(1.0 / 6.0)));
-    let odd = isa.mul(b, isa.splat(1.0 / 12.0));
-    let sixth = isa.splat(-1.0 / 6.0);
-    [
-        isa.mul(a, isa.splat(0.25)),
-        isa.mul(isa.add(sum, b), sixth),
-        isa.mul(isa.sub(sum, b), sixth),
-        isa.add(even, odd),
-        isa.sub(even, odd),
-        c,
-    ]
+    let (sum, four) = (isa.add(a, c), isa.fma(c, isa.splat(4.0), a));
+    [a, isa.add(sum, b), isa.sub(sum, b), isa.fma(b, isa.splat(2.0), four), isa.fma(b, isa.splat(-2.0), four), c]
 }
 
 /// `B^T d` of six vectors.
@@ -499,62 +517,74 @@ fn forward<I: Isa>(isa: I, d: [I::F32; IN]) -> [I::F32; IN] {
     ]
 }
 
-/// `A^T m` of six vectors.
+/// `A^T m` of six vectors, with the factors that [`kernel_forward`] leaves out.
 #[inline(always)]
 fn backward<I: Isa>(isa: I, m: [I::F32; IN]) -> [I::F32; OUT] {
-    let (a, b) = (isa.add(m[1], m[2]), isa.sub(m[1], m[2]));
+    let sixth = isa.splat(-1.0 / 6.0);
+    let (a, b) = (isa.mul(isa.add(m[1], m[2]), sixth), isa.mul(isa.sub(m[1], m[2]), sixth));
     let (c, e) = (isa.add(m[3], m[4]), isa.sub(m[3], m[4]));
     [
-        isa.add(isa.add(m[0], a), c),
-        isa.fma(e, isa.splat(2.0), b),
-        isa.fma(c, isa.splat(4.0), a),
-        isa.add(isa.fma(e, isa.splat(8.0), b), m[5]),
+        isa.fma(m[0], isa.splat(0.25), isa.fma(c, isa.splat(1.0 / 24.0), a)),
+        isa.fma(e, isa.splat(1.0 / 12.0), b),
+        isa.fma(c, isa.splat(1.0 / 6.0), a),
+        isa.add(isa.fma(e, isa.splat(1.0 / 3.0), b), m[5]),
     ]
 }
 
-/// `out[i] = sum over k of rows[i][k] * weights[k]`, without an epilogue.
+/// `out[i] = start[i] + sum over k of rows[i][k] * weights[k]`, without an epilogue.
 ///
 /// # Safety
-/// `size.0` rows of `depth` values must be readable, as many of whole vectors writable, and the panel readable.
+/// `size.0` rows of `depth` values must be readable, as many of whole vectors at `start` readable and at `out` writable, and the
+/// panel readable.
 #[inline(always)]
-unsafe fn product<I: Isa>(
+pub(super) unsafe fn product<I: Isa>(
     isa: I,
     size: (usize, usize),
     (rows, row_in): (*const f32, usize),
     depth: usize,
     weights: *const f32,
+    (start, row_start): (*const f32, usize),
     (out, row_out): (*mut f32, usize),
 ) {
     macro_rules! run {
         ($m:literal, $n:literal) => {{
-            // SAFETY: the caller proves all of it.
-            unsafe {
-                let mut sums = [[isa.splat(0.0); $n]; $m];
-                let mut starts = [rows; $m];
-                for i in 0..$m {
-                    starts[i] = rows.wrapping_add(i * row_in);
-                }
-                let mut weights = weights;
-                for k in 0..depth {
-                    let mut row = [sums[0][0]; $n];
-                    for j in 0..$n {
-                        row[j] = isa.load_at(weights.add(j * I::LANES));
-                    }
+            isa.apart(
+                #[inline(always)]
+                // SAFETY: the caller proves all of it.
+                || unsafe {
+                    let mut sums = [[isa.splat(0.0); $n]; $m];
+                    let mut starts = [rows; $m];
                     for i in 0..$m {
-                        let value = isa.splat(*starts[i].add(k));
+                        starts[i] = rows.wrapping_add(i * row_in);
                         for j in 0..$n {
-                            sums[i][j] = isa.fma(value, row[j], sums[i][j]);
+                            sums[i][j] = isa.load_at(start.wrapping_add(i * row_start + j * I::LANES));
                         }
                     }
-                    weights = weights.add($n * I::LANES);
-                }
-                for i in 0..$m {
-                    for j in 0..$n {
-                        isa.store_at(out.add(i * row_out + j * I::LANES), sums[i][j]);
+                    let mut weights = weights;
+                    for k in 0..depth {
+                        let mut row = [sums[0][0]; $n];
+                        for j in 0..$n {
+                            row[j] = isa.load_at(weights.add(j * I::LANES));
+                        }
+                        for i in 0..$m {
+                            let value = isa.splat(*starts[i].add(k));
+                            for j in 0..$n {
+                                sums[i][j] = isa.fma(value, row[j], sums[i][j]);
+                            }
+                        }
+                        weights = weights.add($n * I::LANES);
                     }
-                }
-            }
+                    for i in 0..$m {
+                        for j in 0..$n {
+                            isa.store_at(out.add(i * row_out + j * I::LANES), sums[i][j]);
+                        }
+                    }
+                },
+            )
         }};
     }
     by_size!(I, size, run);
 }
+
+/// Where sums begin that have none before them: two vectors of zeros.
+pub(super) static ZEROS: [f32; 32] = [0.0; 32];

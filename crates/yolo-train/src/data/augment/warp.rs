@@ -68,11 +68,10 @@ pub fn warp(source: &RgbImage, inverse: &Matrix, width: u32, height: u32) -> Rgb
 
 fn affine_row(source: &Source<'_>, inverse: &Matrix, y: f64, row: &mut [[u8; 3]]) {
     let fixed = |value: f64| (value * (1u64 << STEP_BITS) as f64).round() as i64;
-    // Far beyond any picture steps could overflow; nothing is to be seen there.
+    // Far beyond any picture steps could overflow.
     let reach = |line: &[f64; 3]| line[0].abs() * row.len() as f64 + (line[1] * y + line[2]).abs();
     if !(reach(&inverse[0]) < 1e9 && reach(&inverse[1]) < 1e9) {
-        row.fill([BORDER; 3]);
-        return;
+        return projective_row(source, inverse, y, row);
     }
     let start = [0, 1].map(|axis| fixed(inverse[axis][1] * y + inverse[axis][2]) + ROUND);
     let step = [0, 1].map(|axis| fixed(inverse[axis][0]));

@@ -1,3 +1,5 @@
+//! COCO's JSON to folders and back.
+
 use std::fs;
 use std::path::{Path, PathBuf};
 

@@ -1,3 +1,5 @@
+//! Drawn data sets: what is labelled is there, and a seed gives the same files.
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};

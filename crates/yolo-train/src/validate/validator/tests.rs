@@ -1,3 +1,5 @@
+//! Whole validations of detections that are known.
+
 use std::path::PathBuf;
 
 use candle_core::Device;

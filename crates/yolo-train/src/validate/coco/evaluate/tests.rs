@@ -1,3 +1,5 @@
+//! COCO's figures on cases small enough for a pencil.
+
 use super::super::Rle;
 use super::*;
 
