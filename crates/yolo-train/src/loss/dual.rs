@@ -70,7 +70,6 @@ impl Sub for Dual {
     }
 }
 
-#[allow(clippy::suspicious_arithmetic_impl, reason = "slopes follow the rules for products and quotients")]
 impl Mul for Dual {
     type Output = Self;
     fn mul(self, other: Self) -> Self {
@@ -78,7 +77,6 @@ impl Mul for Dual {
     }
 }
 
-#[allow(clippy::suspicious_arithmetic_impl, reason = "slopes follow the rules for products and quotients")]
 impl Div for Dual {
     type Output = Self;
     fn div(self, other: Self) -> Self {
