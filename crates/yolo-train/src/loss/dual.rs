@@ -70,21 +70,17 @@ impl Sub for Dual {
     }
 }
 
-#[allow(clippy::suspicious_arithmetic_impl, reason = "slopes follow the rules for products and quotients")]
 impl Mul for Dual {
     type Output = Self;
     fn mul(self, other: Self) -> Self {
-        let slope = std::array::from_fn(|i| self.slope[i] * other.value + self.value * other.slope[i]);
-        Self { value: self.value * other.value, slope }
+        self.apply(self.value * other.value, other.value) + other.apply(0.0, self.value)
     }
 }
 
-#[allow(clippy::suspicious_arithmetic_impl, reason = "slopes follow the rules for products and quotients")]
 impl Div for Dual {
     type Output = Self;
     fn div(self, other: Self) -> Self {
-        let value = self.value / other.value;
-        Self { value, slope: std::array::from_fn(|i| (self.slope[i] - value * other.slope[i]) / other.value) }
+        self * other.apply(other.value.recip(), -other.value.powi(-2))
     }
 }
 

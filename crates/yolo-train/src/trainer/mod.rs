@@ -185,7 +185,7 @@ impl Trainer {
         }
         let hours = start.elapsed().as_secs_f64() / 3600.0;
         listener(Event::Notice(format!("\n{} epochs completed in {hours:.3} hours.", done - first)));
-        Ok(Outcome::Finished(Box::new(self.finish(done, listener)?)))
+        self.finish(done, listener).map(|finished| Outcome::Finished(Box::new(finished)))
     }
 
     /// Pictures of classes that do badly come more often.
@@ -212,7 +212,8 @@ impl Trainer {
     /// Notes and saves an epoch; true where training should stop.
     fn end_epoch(&mut self, epoch: usize, evaluation: Option<&Evaluation>, last: bool) -> Result<bool> {
         let fitness = evaluation.map_or(0.0, |evaluation| evaluation.report.fitness());
-        let stop = self.stopping.update(epoch, fitness) && !last;
+        // An epoch that was not validated says nothing about getting better.
+        let stop = evaluation.is_some() && self.stopping.update(epoch, fitness) && !last;
         // As YOLOv5: an epoch as good as the best one takes its place, and so does the first.
         let best = evaluation.is_some() && (fitness >= self.state.best_fitness.0 || !self.state.validated);
         let validation = evaluation.map(|evaluation| (&evaluation.report, evaluation.losses));
