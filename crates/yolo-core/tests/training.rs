@@ -5,9 +5,9 @@ use std::path::Path;
 
 use candle_core::{DType, Device, Tensor, Var};
 use candle_nn::{VarBuilder, VarMap};
-use yolo_core::graph::Op;
+use yolo_core::graph::{Op, ParamKind};
 use yolo_core::weights::Weights;
-use yolo_core::{Graph, Model, NetworkConfig};
+use yolo_core::{Graph, Model, NetworkConfig, TrainingOutputs};
 
 /// Of the size of a gradient. Rounding leaves 1e-5; two neighbours in a pool's window that differ by less than rounding may
 /// change places, which moves a part of the gradient by a pixel.
@@ -107,6 +107,91 @@ fn training_mode_agrees_with_its_twin_in_f64() {
         single.retain(|_, gradient| gradient.is_some());
         double.retain(|_, gradient| gradient.is_some());
         assert_alike(name, &single, &double);
+    }
+}
+
+/// Modules that the goldens' networks lack: other activations, attention, mixed biases, strides of blocks, transposed
+/// convolutions, normalisation without activation, maps with several readers.
+const MODULES: &str = "nc: 2\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: 2\nch: 3\nchannel_multiple: 1\n\
+    dynamic: {routing: softmax, temperature: 2}\n\
+    backbone: [[-1, 1, Focus, [6, 3]], [-1, 1, Conv, [8, 3, 2, 1, 1, 1, nn.LeakyReLU(0.1)]], [-1, 1, DyConv2d, [8, 3]],\n\
+    [-1, 1, nn.BatchNorm2d, []], [[-1, 1], 1, Concat, [1]], [-1, 1, C3TR, [8]], [-1, 1, DynamicConv, [6, 3, 2]],\n\
+    [-1, 1, DWConvTranspose2d, [6, 2, 2]], [-1, 1, CrossConv, [6, 3, 1]], [-1, 1, GhostConv, [8, 3, 1]],\n\
+    [[-1, 5], 1, Concat, [1]], [-1, 1, C3SPP, [6]], [-1, 1, Contract, [2]], [-1, 1, Expand, [2]]]\n\
+    head: [[-1, 1, MixConv2d, [6, [1, 3]]], [[-1, 13], 1, Detect, [nc, anchors]]]";
+
+/// A network with values everywhere that no symmetry makes vanish, and a batch for it.
+fn modules() -> (Graph, HashMap<String, Tensor>, Tensor) {
+    let graph = Graph::new(&NetworkConfig::parse("modules", MODULES).unwrap()).unwrap();
+    let wave = |count: usize, step: f64| (0..count).map(|i| (i as f64 * step).sin() as f32).collect::<Vec<_>>();
+    let mut tensors = graph.init(5, &Device::Cpu).unwrap();
+    for (i, param) in graph.params().iter().enumerate().filter(|(_, param)| param.kind != ParamKind::Buffer) {
+        let count = param.shape.iter().product();
+        let more = Tensor::from_vec(wave(count, 0.7 + i as f64 * 0.01), param.shape.as_slice(), &Device::Cpu).unwrap();
+        let tensor = (&tensors[&param.name] + (more * 0.1).unwrap()).unwrap();
+        tensors.insert(param.name.clone(), tensor);
+    }
+    (graph, tensors, Tensor::from_vec(wave(3 * 3 * 32 * 64, 0.37), (3, 3, 32, 64), &Device::Cpu).unwrap())
+}
+
+fn total_of(outputs: &TrainingOutputs) -> Tensor {
+    outputs.levels.iter().map(loss).reduce(|a, b| (a + b).unwrap()).unwrap()
+}
+
+#[test]
+fn other_modules_train_as_their_twin_in_f64() {
+    let (graph, tensors, input) = modules();
+    let [single, double] = [DType::F32, DType::F64].map(|dtype| {
+        let (model, variables) = trainable(graph.clone(), &tensors, dtype);
+        let outputs = model.run_training(&input.to_dtype(dtype).unwrap()).unwrap();
+        assert_eq!(outputs.routing.len(), 2);
+        let store = total_of(&outputs).backward().unwrap();
+        let variables = variables.data().lock().unwrap();
+        variables
+            .iter()
+            .map(|(name, variable)| (name.clone(), store.get(variable).map(values)))
+            .collect::<HashMap<_, _>>()
+    });
+    let largest = |values: &[f64]| values.iter().fold(0.0f64, |max, v| max.max(v.abs()));
+    let everywhere = double.values().flatten().map(|values| largest(values)).fold(0.0, f64::max);
+    for param in graph.params().iter().filter(|param| param.kind != ParamKind::Buffer) {
+        let double = double[&param.name].as_ref().unwrap_or_else(|| panic!("{} has no gradient", param.name));
+        let single = single[&param.name].as_ref().unwrap();
+        // What stands before a batch normalisation and only shifts has none: of that, rounding is left.
+        let size = largest(double).max(1e-4 * everywhere);
+        let worst = single.iter().zip(double).fold(0.0f64, |max, (s, d)| max.max((s - d).abs()));
+        assert!(worst < TOLERANCE * size, "{}: {worst:.1e} of {size:.1e}", param.name);
+    }
+}
+
+/// Parameters that are no variables get no gradient, and the others the same as without frozen ones; a pass back needs the maps
+/// of its own pass forward.
+#[test]
+fn frozen_parameters_and_second_passes() {
+    let (graph, tensors, input) = modules();
+    let (model, all) = trainable(graph.clone(), &tensors, DType::F32);
+    let outputs = model.run_training(&input).unwrap();
+    let total = total_of(&outputs);
+    let complete = total.backward().unwrap();
+    let text = total.backward().unwrap_err().to_string();
+    assert!(text.contains("one backward pass"), "{text}");
+    for frozen in [1, 6, 10] {
+        let freezes = |name: &str| name.split('.').nth(1).unwrap().parse::<usize>().unwrap() < frozen;
+        let all = all.data().lock().unwrap();
+        let given = all.iter().map(|(name, variable)| {
+            (name.clone(), if freezes(name) { variable.as_tensor().detach() } else { variable.as_tensor().clone() })
+        });
+        let vb = VarBuilder::from_tensors(given.collect(), DType::F32, &Device::Cpu);
+        let store =
+            total_of(&Model::load(graph.clone(), vb).unwrap().run_training(&input).unwrap()).backward().unwrap();
+        for param in graph.params().iter().filter(|param| param.kind != ParamKind::Buffer) {
+            let (got, expected) = (store.get(&all[&param.name]), complete.get(&all[&param.name]).unwrap());
+            if freezes(&param.name) {
+                assert!(got.is_none(), "{}", param.name);
+            } else {
+                assert_eq!(values(got.unwrap()), values(expected), "{} with {frozen} layers frozen", param.name);
+            }
+        }
     }
 }
 
