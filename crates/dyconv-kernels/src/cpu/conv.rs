@@ -12,6 +12,7 @@ use rayon::prelude::*;
 use super::isa::{Isa, copy};
 use super::pack::{self, Packing};
 use super::planes::{Piece, Planes};
+use super::shared::Shared;
 use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
 use super::{ConvShape, Epilogue, Kernels, activation, route, with_kept};
 
@@ -51,7 +52,7 @@ pub(super) fn conv2d<I: Isa>(
 ) {
     let packing = packing::<I>(shape);
     let set = packing.block_len() * packing.blocks() * shape.config.groups;
-    let (weights, experts) = match *kernels {
+    match *kernels {
         Kernels::Packed(packed) => return convolve(isa, x, (packed.values(), 0), epilogue, y, shape),
         Kernels::Shared(experts) => {
             return with_kept(&PACKED, |packed| {
@@ -60,43 +61,30 @@ pub(super) fn conv2d<I: Isa>(
                 convolve(isa, x, (&packed[..set], 0), epilogue, y, shape);
             });
         }
-        Kernels::PerSample(kernels) => (None, kernels),
-        Kernels::Mixed { weights, experts } => (Some(weights), experts),
-        Kernels::Routed { ref router, experts } => {
-            return with_kept(&ROUTING, |weights| {
-                // A few samples at a time, whose maps are still near when they are convolved.
-                let (sample, plane) = (x.len() / shape.batch, y.len() / shape.batch);
-                let count = router.bias.len();
-                let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
-                weights.resize((at_once * count).max(weights.len()), 0.0);
-                let parts = x.chunks(at_once * sample).zip(y.chunks_mut(at_once * plane)).enumerate();
-                for (part, (x, y)) in parts {
-                    let samples = x.len() / sample;
-                    let weights = &mut weights[..samples * count];
-                    route::by_router(isa, x, router, weights);
-                    let first = part * at_once * shape.out_channels;
-                    let epilogue = Epilogue { shift: shift_from(epilogue, first, shape), ..*epilogue };
-                    let shape = ConvShape { batch: samples, ..*shape };
-                    conv2d(isa, x, &Kernels::Mixed { weights, experts }, &epilogue, y, &shape);
-                }
-            });
-        }
-    };
-    let count = experts.len() / shape.kernel_len();
+        Kernels::PerSample(_) | Kernels::Mixed { .. } | Kernels::Routed { .. } => {}
+    }
+    // A few samples at a time, whose maps are still near when they are convolved.
     let at_once = (PACKED_VALUES / set).clamp(1, shape.batch);
-    let maps =
-        (shape.in_channels * shape.input.0 * shape.input.1, shape.out_channels * shape.output.0 * shape.output.1);
+    let (sample, plane) = (x.len() / shape.batch, y.len() / shape.batch);
+    let len = shape.kernel_len();
     with_kept(&PACKED, |packed| {
         packed.resize((set * at_once).max(packed.len()), 0.0);
-        for (index, (x, y)) in x.chunks(maps.0 * at_once).zip(y.chunks_mut(maps.1 * at_once)).enumerate() {
-            let (first, samples) = (index * at_once, x.len() / maps.0);
+        for (index, (x, y)) in x.chunks(sample * at_once).zip(y.chunks_mut(plane * at_once)).enumerate() {
+            let (first, samples) = (index * at_once, x.len() / sample);
             let packed = &mut packed[..set * samples];
-            match weights {
-                Some(weights) => mix_all(isa, shape, &weights[first * count..][..samples * count], experts, packed),
-                None => {
-                    let own = &experts[first * shape.kernel_len()..][..samples * shape.kernel_len()];
-                    pack_all(isa, shape, own, packed);
+            match *kernels {
+                Kernels::PerSample(kernels) => pack_all(isa, shape, &kernels[first * len..][..samples * len], packed),
+                Kernels::Mixed { weights, experts } => {
+                    let count = experts.len() / len;
+                    mix_all(isa, shape, &weights[first * count..][..samples * count], experts, packed);
                 }
+                Kernels::Routed { ref router, experts } => with_kept(&ROUTING, |weights| {
+                    let count = samples * router.bias.len();
+                    weights.resize(count.max(weights.len()), 0.0);
+                    route::by_router(isa, x, router, &mut weights[..count]);
+                    mix_all(isa, shape, &weights[..count], experts, packed);
+                }),
+                Kernels::Packed(_) | Kernels::Shared(_) => unreachable!("packed once for all samples, above"),
             }
             let shift = shift_from(epilogue, first * shape.out_channels, shape);
             let part = ConvShape { batch: samples, ..*shape };
@@ -152,7 +140,7 @@ fn fill_blocks<'a, I: Isa>(
     let blocks = per_group * groups;
     let samples = packed.len() / (packing.block_len() * blocks);
     let least = (TASK_VALUES / (packing.block_len() * samples)).max(1);
-    let out = SharedRows { start: packed.as_mut_ptr(), rows: samples * blocks, length: packing.block_len() };
+    let out = Shared::filled(packed);
     // All samples of a block one after the other: its rows of the experts are then near.
     (0..blocks).into_par_iter().with_min_len(least).for_each(|index| {
         let (group, block) = (index / per_group, index % per_group);
@@ -160,7 +148,7 @@ fn fill_blocks<'a, I: Isa>(
         for sample in 0..samples {
             let (weights, experts) = source(sample);
             // SAFETY: each task has its own blocks of all samples.
-            let packed = unsafe { out.part(sample * blocks + index, 0, packing.block_len()) };
+            let packed = unsafe { out.part((sample * blocks + index) * packing.block_len(), packing.block_len()) };
             isa.run(
                 #[inline(always)]
                 || pack::mix(isa, &packing, weights, experts, shape.kernel_len(), rows.clone(), packed),
@@ -195,8 +183,7 @@ fn convolve<I: Isa>(
     let step = units.div_ceil(wanted) * unit;
     let pieces = (units * unit).div_ceil(step);
     let parts = threads.div_ceil(maps * pieces).min(packing.blocks());
-    let out = SharedRows { start: y.as_mut_ptr().cast(), rows: shape.batch * shape.out_channels, length: y.len() };
-    let out = SharedRows { length: out.length / out.rows, ..out };
+    let out = Shared::new(y);
     (0..maps * pieces * parts).into_par_iter().for_each(|task| {
         let (map, piece, part) = (task / (pieces * parts), task / parts % pieces, task % parts);
         let (sample, group) = (map / groups, map % groups);
@@ -264,31 +251,6 @@ fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
     wanted.max(unit).min(shape.in_channels / shape.config.groups)
 }
 
-/// The output as rows of one map's channel each, handed out to several threads. At first nothing has been written there.
-struct SharedRows {
-    start: *mut f32,
-    rows: usize,
-    length: usize,
-}
-
-// SAFETY: `part` is unsafe to call, and its callers see to it that no two threads have a part in common.
-unsafe impl Sync for SharedRows {}
-
-impl SharedRows {
-    /// Columns `first..first + count` of a row.
-    ///
-    /// # Safety
-    /// No other reference to any of these values may be alive, and they must be written before they are read.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref, reason = "the parts that are handed out do not overlap, which the caller promises")]
-    unsafe fn part(&self, row: usize, first: usize, count: usize) -> &mut [f32] {
-        assert!(row < self.rows && first <= self.length && count <= self.length - first);
-        // SAFETY: the part lies inside the slice that `start` came from; the caller promises that it is not shared, nor read
-        // before it is written.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.length + first), count) }
-    }
-}
-
 /// One thread's piece: some pixels of some output channels of a group.
 struct Job<'a> {
     shape: &'a ConvShape,
@@ -309,7 +271,7 @@ struct Job<'a> {
 
 impl Job<'_> {
     #[inline(always)]
-    fn run<I: Isa>(&self, isa: I, scratch: &mut Scratch, out: &SharedRows) {
+    fn run<I: Isa>(&self, isa: I, scratch: &mut Scratch, out: &Shared<'_>) {
         let shape = self.shape;
         let planes = Planes::new(shape, self.piece);
         let columns = TILE_VECTORS * I::LANES;
@@ -411,17 +373,18 @@ impl Job<'_> {
 
     /// Writes or adds a tile's rows, without the numbers that belong to no output.
     #[inline(always)]
-    fn write<I: Isa>(&self, step: &Step<I>, runs: &[Run], block: usize, sums: &tile::Sums, out: &SharedRows) {
+    fn write<I: Isa>(&self, step: &Step<I>, runs: &[Run], block: usize, sums: &tile::Sums, out: &Shared<'_>) {
         let columns = TILE_VECTORS * I::LANES;
         let first = block * self.packing.height;
         let height = self.packing.height.min(self.packing.rows - first);
+        let plane = self.shape.output.0 * self.shape.output.1;
         for (i, sums) in sums.chunks_exact(columns).take(height).enumerate() {
             let channel = self.group * self.packing.rows + first + i;
             for run in runs {
                 let row = self.sample * self.shape.out_channels + channel;
                 // SAFETY: each task has its own pixels of its own channels, and one part is alive at a time; the first chunk of
                 // taps writes it.
-                let target = unsafe { out.part(row, run.target, run.count) };
+                let target = unsafe { out.part(row * plane + run.target, run.count) };
                 if run.count == columns {
                     // The usual case, with sizes that the compiler knows.
                     put(step.isa, sums, &mut target[..columns], !step.start);

@@ -47,6 +47,26 @@ struct Unit {
     chunk: usize,
 }
 
+/// Units of a group, one after the other.
+#[derive(Clone, Copy)]
+struct Units {
+    first: usize,
+    count: usize,
+    /// Chunks of a sample.
+    chunks: usize,
+}
+
+impl Units {
+    fn at(&self, index: usize) -> Unit {
+        Unit { sample: (self.first + index) / self.chunks, chunk: (self.first + index) % self.chunks }
+    }
+
+    /// Samples, first and last.
+    fn samples(&self) -> (usize, usize) {
+        (self.at(0).sample, self.at(self.count - 1).sample)
+    }
+}
+
 /// A convolution, and how it is divided.
 #[derive(Clone)]
 struct Panels<'a> {
@@ -95,12 +115,11 @@ pub(super) fn conv2d<I: Isa>(
 ) {
     let group = divide(&mut conv, shape.batch);
     let chunks = conv.tiles().0.div_ceil(conv.chunk / conv.tiles().1);
-    let units: Vec<Unit> = (0..shape.batch * chunks).map(|i| Unit { sample: i / chunks, chunk: i % chunks }).collect();
-    let several = units.len() > group;
+    let all = shape.batch * chunks;
     let source = match *kernels {
         Kernels::Packed(kernels) => Source::Packed(kernels.values()),
         // Transformed once for all groups.
-        Kernels::Shared(kernels) if several => {
+        Kernels::Shared(kernels) if all > group => {
             packed.grow(POINTS * winograd::point_len(&conv.packing) + LINE);
             super::planar::mix(isa, shape, &[1.0], kernels, packed.as_mut_ptr());
             Source::Packed(packed.values())
@@ -121,10 +140,11 @@ pub(super) fn conv2d<I: Isa>(
     let common = input.end(samples).next_multiple_of(LINE);
     maps.grow(common + group * inputs);
     let out = To(y.as_mut_ptr().cast());
-    for units in units.chunks(group) {
+    for first in (0..all).step_by(group) {
+        let units = Units { first, count: group.min(all - first), chunks };
         let mut panels = panels.clone();
         if let Kernels::Routed { ref router, experts } = *kernels {
-            let (first, last) = (units[0].sample, units[units.len() - 1].sample);
+            let (first, last) = units.samples();
             let (len, count) = (x.len() / shape.batch, router.bias.len());
             routing.resize(shape.batch * count, 0.0);
             let weights = &mut routing[first * count..(last + 1) * count];
@@ -149,9 +169,9 @@ pub(super) fn conv2d<I: Isa>(
 
 impl Panels<'_> {
     /// Turns and transforms the maps of some units.
-    fn transform<I: Isa>(&self, isa: I, x: &[f32], units: &[Unit], (arena, common): (&Arena, usize)) {
+    fn transform<I: Isa>(&self, isa: I, x: &[f32], units: Units, (arena, common): (&Arena, usize)) {
         let len = self.shape.in_channels * self.shape.input.0 * self.shape.input.1;
-        let (first, last) = (units[0].sample, units[units.len() - 1].sample);
+        let (first, last) = units.samples();
         for sample in first..=last {
             let view = super::memory::View {
                 offset: self.conv.input.offset + (sample - first) * self.conv.input.sample(),
@@ -161,14 +181,15 @@ impl Panels<'_> {
         }
         let jobs = self.conv.jobs::<I>();
         let tasks = jobs.tasks(Phase::Inputs, 0);
-        (0..units.len() * tasks).into_par_iter().for_each(|index| {
+        (0..units.count * tasks).into_par_iter().for_each(|index| {
             let (unit, task) = (index / tasks, index % tasks);
-            if task >= jobs.tasks(Phase::Inputs, units[unit].chunk) {
+            let Unit { sample, chunk } = units.at(unit);
+            if task >= jobs.tasks(Phase::Inputs, chunk) {
                 return;
             }
             let none = std::ptr::null();
             let scratch = arena.at(common + unit * self.inputs);
-            let chunk = jobs.chunk(arena, units[unit].chunk, none, none, scratch).of(units[unit].sample - first);
+            let chunk = jobs.chunk(arena, chunk, none, none, scratch).of(sample - first);
             let chunk = chunk.laid_out(self.layout);
             isa.run(
                 #[inline(always)]
@@ -203,16 +224,18 @@ impl Panels<'_> {
 
     /// One panel of output channels for all units of a group; `maps` are their transformed maps, one after the other.
     #[inline(always)]
-    fn panel<I: Isa>(&self, isa: I, panel: usize, units: &[Unit], maps: From, places: &Places, out: To) {
+    fn panel<I: Isa>(&self, isa: I, panel: usize, units: Units, maps: From, places: &Places, out: To) {
         let packing = &self.conv.packing;
         let vectors = packing.vectors(panel);
         let width = vectors * I::LANES;
         let layout = self.layout;
-        let alone = units[0].sample == units[units.len() - 1].sample;
+        let (first_sample, last_sample) = units.samples();
+        let alone = first_sample == last_sample;
         for first in (0..packing.taps).step_by(BLOCK) {
             let channels = BLOCK.min(packing.taps - first);
             let mut ready = None;
-            for (index, unit) in units.iter().enumerate() {
+            for index in 0..units.count {
+                let unit = units.at(index);
                 let (kernels, step) = match self.source {
                     Source::Packed(packed) => {
                         let start = packed.as_ptr().wrapping_add(packing.panel(panel) + first * width);
@@ -243,7 +266,7 @@ impl Panels<'_> {
                         (places.kernels.cast_const(), channels * width + SKEW)
                     }
                 };
-                let tiles = self.tiles_of(*unit);
+                let tiles = self.tiles_of(unit);
                 let height = tiles.div_ceil(tiles.div_ceil(I::TILE_ROWS));
                 let inputs = maps.get().wrapping_add(index * self.inputs + first / BLOCK * layout.block_in);
                 let products = places.products.wrapping_add(index * POINTS * self.point);
@@ -262,9 +285,10 @@ impl Panels<'_> {
                 }
             }
         }
-        for (index, unit) in units.iter().enumerate() {
+        for index in 0..units.count {
+            let unit = units.at(index);
             let products = places.products.wrapping_add(index * POINTS * self.point);
-            self.finish(isa, (panel, vectors), *unit, products, places.rows, out);
+            self.finish(isa, (panel, vectors), unit, products, places.rows, out);
         }
     }
 
