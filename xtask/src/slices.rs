@@ -1,6 +1,6 @@
 //! The CPU kernels as a crate of their own, made in the target folder.
 //!
-//! They know no tensors, so nothing but rayon has to be built to test them for a foreign CPU, in an interpreter or with a
+//! They know no tensors, so little has to be built to test them for a foreign CPU, in an interpreter or with a
 //! sanitizer.
 
 use std::fs;
@@ -19,6 +19,7 @@ publish = false
 [workspace]
 
 [dependencies]
+memmap2 = "0.9"
 rayon = "1"
 
 [dev-dependencies]

@@ -21,4 +21,4 @@ pub use detector::{Batch, DetectOptions, Detector, Prepared, Raw, Speed};
 pub use error::{Error, Result};
 pub use graph::Graph;
 pub use model::{BatchStatistics, Model, Outputs, TrainingOutputs};
-pub use plan::{Plan, PlanOptions, PlanSession};
+pub use plan::{Plan, PlanOptions, PlanSession, Precision};

@@ -12,6 +12,10 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     const TILE_ROWS: usize;
     /// A vector.
     type F32: Copy;
+    /// The same set with what it has for bf16, of vectors as long.
+    type Bf16: Isa;
+    /// Whether [`Isa::fma_pairs`] is one instruction.
+    const MULTIPLIES_BF16: bool = false;
 
     /// All lanes `x`.
     fn splat(self, x: f32) -> Self::F32;
@@ -53,12 +57,52 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     /// # Safety
     /// They must be readable and writable.
     unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize));
+    /// The token of the set with bf16, where the CPU has it.
+    fn bf16(self) -> Option<Self::Bf16>;
+    /// `c` and the products of two pairs of bf16, which lie in each lane of `a` and `b`, the first in the lower bits.
+    #[inline(always)]
+    fn fma_pairs(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {
+        let (mut left, mut right, mut sums) = ([0.0; WIDEST], [0.0; WIDEST], [0.0; WIDEST]);
+        self.store(&mut left, a);
+        self.store(&mut right, b);
+        self.store(&mut sums, c);
+        for i in 0..Self::LANES {
+            let (a, b) = (f32::to_bits(left[i]), f32::to_bits(right[i]));
+            let half = |bits: u32| f32::from_bits(bits & 0xFFFF_0000);
+            sums[i] += half(a) * half(b) + half(a << 16) * half(b << 16);
+        }
+        self.load(&sums)
+    }
+    /// Rounds to bf16, to the nearest and of two to the even one, and writes [`Isa::LANES`] of them from `y` on.
+    ///
+    /// # Safety
+    /// They must be writable.
+    #[inline(always)]
+    unsafe fn store_bf16_at(self, y: *mut u16, v: Self::F32) {
+        let mut values = [0.0; WIDEST];
+        self.store(&mut values, v);
+        for i in 0..Self::LANES {
+            // SAFETY: the caller proves the room.
+            unsafe { *y.add(i) = bf16_bits(values[i]) };
+        }
+    }
     /// Asks for the cache line of the first value of `x` to be read.
     fn prefetch(self, x: &[f32]);
     /// Runs `body` with this instruction set enabled, so that what is inlined into it compiles to it.
     fn run<R>(self, body: impl FnOnce() -> R) -> R;
     /// As [`Isa::run`], as a function of its own: inlined into a large one, an inner loop would have to share its registers.
     fn apart<R>(self, body: impl FnOnce() -> R) -> R;
+}
+
+/// The widest vector there is.
+pub(super) const WIDEST: usize = 16;
+
+/// The bits of the nearest bf16; of two the even one.
+#[inline(always)]
+pub(super) fn bf16_bits(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let rounded = if value.is_nan() { bits | 1 << 22 } else { bits + 0x7FFF + (bits >> 16 & 1) };
+    (rounded >> 16) as u16
 }
 
 /// Copies, for rows so short that a call of the C library's copy would cost more.

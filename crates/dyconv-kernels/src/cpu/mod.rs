@@ -450,7 +450,7 @@ fn with<J: Job>(name: IsaName, job: J) -> Option<J::Output> {
         #[cfg(target_arch = "x86_64")]
         IsaName::Avx2 => x86::Avx2::detect().map(|isa| job.run(isa)),
         #[cfg(target_arch = "x86_64")]
-        IsaName::Avx512 => x86::Avx512::detect().map(|isa| job.run(isa)),
+        IsaName::Avx512 => x86::Avx512::<false>::detect().map(|isa| job.run(isa)),
         #[cfg(target_arch = "aarch64")]
         IsaName::Neon => neon::Neon::detect().map(|isa| job.run(isa)),
         #[allow(unreachable_patterns, reason = "which sets remain depends on the architecture")]

@@ -20,6 +20,12 @@ unsafe impl Isa for Neon {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
     type F32 = float32x4x2_t;
+    type Bf16 = Self;
+
+    #[inline(always)]
+    fn bf16(self) -> Option<Self> {
+        Some(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> float32x4x2_t {

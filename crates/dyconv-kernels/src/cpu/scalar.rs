@@ -11,6 +11,12 @@ unsafe impl Isa for Scalar {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 4;
     type F32 = [f32; 8];
+    type Bf16 = Self;
+
+    #[inline(always)]
+    fn bf16(self) -> Option<Self> {
+        Some(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> [f32; 8] {

@@ -8,9 +8,9 @@ use super::isa::Isa;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Token of AVX-512F.
+/// Token of AVX-512F, or of AVX512-BF16 besides.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Avx512(());
+pub(crate) struct Avx512<const BF16: bool>(());
 
 impl Avx2 {
     /// The token, where the CPU has the instructions.
@@ -19,10 +19,12 @@ impl Avx2 {
     }
 }
 
-impl Avx512 {
+impl<const BF16: bool> Avx512<BF16> {
     /// The token, where the CPU has the instructions.
     pub(crate) fn detect() -> Option<Self> {
-        (is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma")).then_some(Self(()))
+        let plain = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+        let bf16 = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
+        (plain && (bf16 || !BF16)).then_some(Self(()))
     }
 }
 
@@ -31,6 +33,12 @@ unsafe impl Isa for Avx2 {
     const LANES: usize = 8;
     const TILE_ROWS: usize = 6;
     type F32 = __m256;
+    type Bf16 = Self;
+
+    #[inline(always)]
+    fn bf16(self) -> Option<Self> {
+        Some(self)
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
@@ -161,10 +169,33 @@ unsafe impl Isa for Avx2 {
 }
 
 // SAFETY: `detect` is the only constructor.
-unsafe impl Isa for Avx512 {
+unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 14;
     type F32 = __m512;
+    type Bf16 = Avx512<true>;
+    const MULTIPLIES_BF16: bool = BF16;
+
+    #[inline(always)]
+    fn bf16(self) -> Option<Avx512<true>> {
+        Avx512::detect()
+    }
+
+    #[inline(always)]
+    fn fma_pairs(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        assert!(BF16);
+        // SAFETY: the token proves AVX512-BF16; the vectors are as long.
+        unsafe {
+            _mm512_dpbf16_ps(c, std::mem::transmute::<__m512, __m512bh>(a), std::mem::transmute::<__m512, __m512bh>(b))
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn store_bf16_at(self, y: *mut u16, v: __m512) {
+        assert!(BF16);
+        // SAFETY: the token proves AVX512-BF16; the caller proves the room; the vectors are as long.
+        unsafe { _mm256_storeu_si256(y.cast(), std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(v))) }
+    }
 
     #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
@@ -290,8 +321,12 @@ unsafe impl Isa for Avx512 {
         fn entry<R>(body: impl FnOnce() -> R) -> R {
             body()
         }
-        // SAFETY: the token proves AVX-512F and FMA.
-        unsafe { entry(body) }
+        #[target_feature(enable = "avx512f,fma,avx512bw,avx512bf16")]
+        fn entry_bf16<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        // SAFETY: the token proves what they need.
+        unsafe { if BF16 { entry_bf16(body) } else { entry(body) } }
     }
 
     #[inline(always)]
@@ -301,8 +336,13 @@ unsafe impl Isa for Avx512 {
         fn entry<R>(body: impl FnOnce() -> R) -> R {
             body()
         }
-        // SAFETY: the token proves AVX-512F and FMA.
-        unsafe { entry(body) }
+        #[target_feature(enable = "avx512f,fma,avx512bw,avx512bf16")]
+        #[inline(never)]
+        fn entry_bf16<R>(body: impl FnOnce() -> R) -> R {
+            body()
+        }
+        // SAFETY: the token proves what they need.
+        unsafe { if BF16 { entry_bf16(body) } else { entry(body) } }
     }
 }
 
@@ -340,7 +380,7 @@ unsafe fn turn8(from: (*const f32, usize), to: (*mut f32, usize)) {
 }
 
 /// A function of pairs of lanes, for an interpreter that lacks an instruction.
-fn lane_by_lane(isa: Avx512, a: __m512, b: __m512, f: impl Fn(f32, f32) -> f32) -> __m512 {
+fn lane_by_lane<const BF16: bool>(isa: Avx512<BF16>, a: __m512, b: __m512, f: impl Fn(f32, f32) -> f32) -> __m512 {
     let (mut left, mut right) = ([0.0; 16], [0.0; 16]);
     isa.store(&mut left, a);
     isa.store(&mut right, b);

@@ -16,6 +16,7 @@ use yolo_core::weights::Weights;
 use yolo_core::{Graph, Model, Plan, PlanOptions, PlanSession};
 
 use super::network;
+use crate::precision::Precision;
 
 /// Runs that are not timed, and for how long there are more of them, where --warmup does not say.
 const WARM_UP: Length = Length { runs: 2, time: Duration::from_millis(300) };
@@ -93,24 +94,6 @@ fn at_least(least: u64, most: u64) -> RangedU64ValueParser<usize> {
     RangedU64ValueParser::new().range(least..=most)
 }
 
-/// Types of numbers.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Precision {
-    /// 32 bits
-    F32,
-    /// 16 bits, the upper half of f32
-    Bf16,
-}
-
-impl fmt::Display for Precision {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        })
-    }
-}
-
 /// What can run a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum EngineKind {
@@ -139,11 +122,13 @@ impl Engine {
     fn new(args: &Args, graph: Graph, weights: &Weights) -> anyhow::Result<Self> {
         match args.engine {
             EngineKind::Plan => {
-                if args.precision != Precision::F32 {
-                    bail!("--precision {}: the plan engine computes in f32", args.precision);
-                }
-                let size = args.size()?;
-                let options = PlanOptions { batch: args.batch, size, threads: args.threads, ..PlanOptions::default() };
+                let options = PlanOptions {
+                    batch: args.batch,
+                    size: args.size()?,
+                    threads: args.threads,
+                    precision: args.precision.into(),
+                    features: Vec::new(),
+                };
                 let plan = Plan::compile(&graph, weights, &options)?;
                 let session = Box::new(plan.session()?);
                 Ok(Self::Plan { plan: Box::new(plan), session })

@@ -10,6 +10,7 @@ use yolo_core::{Graph, Model, Outputs, Plan, PlanOptions};
 
 use super::network;
 use crate::device;
+use crate::precision::Precision;
 
 /// Run a network on the tensor `input` of a safetensors file and write what it gives.
 ///
@@ -37,7 +38,11 @@ pub(crate) struct Args {
     #[arg(long, value_delimiter = ',', value_name = "LAYER,...")]
     features: Vec<usize>,
 
-    /// What runs the network: plan (compiled for this CPU, f32) or candle; without, plan on the CPU
+    /// What the plan's convolutions multiply
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
+
+    /// What runs the network: plan (compiled for this CPU) or candle; without, plan on the CPU
     #[arg(long, value_enum, value_name = "ENGINE")]
     engine: Option<Engine>,
 
@@ -66,7 +71,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let engine = args.engine.unwrap_or(if device.is_cpu() { Engine::Plan } else { Engine::Candle });
     let outputs = match engine {
         Engine::Plan if !device.is_cpu() => bail!("--engine plan: it runs on the CPU, not on --device {}", args.device),
-        Engine::Plan => planned(&graph, &weights, &input, &args.features)?,
+        Engine::Plan => planned(&graph, &weights, &input, args)?,
+        Engine::Candle if args.precision != Precision::F32 => {
+            bail!("--precision {}: the candle engine computes in f32", args.precision)
+        }
         Engine::Candle => {
             let model = Model::from_weights(graph, &weights, &device, DType::F32)?;
             model.run_with_features(&input, &args.features)?
@@ -83,7 +91,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn planned(graph: &Graph, weights: &Weights, input: &Tensor, features: &[usize]) -> anyhow::Result<Outputs> {
+fn planned(graph: &Graph, weights: &Weights, input: &Tensor, args: &Args) -> anyhow::Result<Outputs> {
     Plan::check(graph, weights)?;
     let channels = graph.config().channels;
     let (batch, height, width) = match *input.dims() {
@@ -92,7 +100,8 @@ fn planned(graph: &Graph, weights: &Weights, input: &Tensor, features: &[usize])
             bail!("the network's input: expected [batch, {channels}, height, width], got {got:?}");
         }
     };
-    let options = PlanOptions { batch, size: (height, width), features: features.to_vec(), ..PlanOptions::default() };
+    let (precision, features) = (args.precision.into(), args.features.clone());
+    let options = PlanOptions { batch, size: (height, width), threads: None, precision, features };
     let plan = Plan::compile(graph, weights, &options)?;
     Ok(plan.forward(&mut plan.session()?, input, None)?)
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, bail};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::ArgAction;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
@@ -16,6 +16,7 @@ use yolo_core::picture::Style;
 use yolo_core::weights::Weights;
 use yolo_core::{DetectOptions, Detector, NetworkConfig};
 
+use crate::precision::{Precision, dtype};
 use crate::predict::console::{Console, Lines};
 use crate::predict::record::{LabelForm, Place, Wanted};
 use crate::predict::sources::{self, Found};
@@ -133,9 +134,13 @@ pub(crate) struct Args {
     #[arg(long)]
     hide_conf: bool,
 
-    /// Compute in 16 bits on a GPU (on the CPU it stays 32)
+    /// Compute in 16 bits on a GPU (the CPU has --precision)
     #[arg(long)]
     half: bool,
+
+    /// What convolutions multiply on the CPU
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
 
     /// Make masks at the picture's resolution
     #[arg(long)]
@@ -225,14 +230,7 @@ fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<Detec
     };
     let config = args.cfg.as_deref().map(NetworkConfig::open).transpose()?;
     let weights = Weights::open(fetch::resolve_weights(weights)?)?;
-    let dtype = match (args.half, device) {
-        (true, Device::Cpu) => {
-            console.problem("warning: --half: the CPU computes in 32 bits; going on with that");
-            DType::F32
-        }
-        (true, _) => DType::F16,
-        (false, _) => DType::F32,
-    };
+    let dtype = dtype(args.half, args.precision, device, console)?;
     let wanted_size = match *args.imgsz.as_slice() {
         [side] => [side, side],
         [height, width] => [height, width],

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
-use candle_core::{DType, Device};
+use candle_core::Device;
 use clap::ValueEnum;
 use yolo_core::NetworkConfig;
 use yolo_core::weights::Weights;
@@ -16,6 +16,7 @@ use yolo_train::validate::coco::{
 };
 use yolo_train::validate::{Network, Options, Report, Validator, figures, table, validate};
 
+use crate::precision::{Precision, dtype};
 use crate::predict::console::{Console, Lines};
 use crate::predict::run_folder;
 use crate::predict::text::boolean;
@@ -118,9 +119,13 @@ pub(crate) struct Args {
     #[arg(long)]
     exist_ok: bool,
 
-    /// Compute in 16 bits on a GPU (on the CPU it stays 32)
+    /// Compute in 16 bits on a GPU (the CPU has --precision)
     #[arg(long)]
     half: bool,
+
+    /// What convolutions multiply on the CPU
+    #[arg(long, value_enum, default_value_t)]
+    precision: Precision,
 
     /// Draw no plots
     #[arg(long)]
@@ -230,14 +235,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<(Network, bool)> {
     let config = args.cfg.as_deref().map(NetworkConfig::open).transpose()?;
     let weights = Weights::open(fetch::resolve_weights(&args.weights)?)?;
-    let dtype = match (args.half, device) {
-        (true, Device::Cpu) => {
-            console.problem("warning: --half: the CPU computes in 32 bits; going on with that");
-            DType::F32
-        }
-        (true, _) => DType::F16,
-        (false, _) => DType::F32,
-    };
+    let dtype = dtype(args.half, args.precision, device, console)?;
     let named = weights.metadata().names.is_some();
     Ok((Network::load(&weights, config.as_ref(), device, dtype)?, named))
 }

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use candle_core::{DType, Device, Tensor};
 
 use crate::weights::Weights;
-use crate::{Graph, Model, Outputs, Plan, PlanOptions, PlanSession, Result};
+use crate::{Graph, Model, Outputs, Plan, PlanOptions, PlanSession, Precision, Result};
 
 /// Plans that are kept: pictures of other shapes make others.
 const PLANS: usize = 8;
@@ -16,6 +16,7 @@ pub(super) enum Engine {
     /// Compiled for each size that comes, the one used last at the end. Clones share them.
     Plans {
         weights: Weights,
+        precision: Precision,
         plans: Arc<Mutex<Vec<(Plan, PlanSession)>>>,
     },
     Model(Box<Model>),
@@ -23,22 +24,24 @@ pub(super) enum Engine {
 
 impl Engine {
     pub(super) fn new(graph: &Graph, weights: &Weights, device: &Device, dtype: DType) -> Result<Self> {
-        if device.is_cpu() && dtype == DType::F32 {
+        if let Some(precision) = Precision::of(dtype).filter(|_| device.is_cpu()) {
+            precision.check()?;
             Plan::check(graph, weights)?;
-            return Ok(Self::Plans { weights: weights.clone(), plans: Arc::default() });
+            return Ok(Self::Plans { weights: weights.clone(), precision, plans: Arc::default() });
         }
         Ok(Self::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?)))
     }
 
     /// Compiles the plan for a size, where there is none yet.
     pub(super) fn ready(&self, graph: &Graph, batch: usize, size: (usize, usize)) -> Result<()> {
-        let Self::Plans { weights, plans } = self else { return Ok(()) };
+        let Self::Plans { weights, precision, plans } = self else { return Ok(()) };
         let mut plans = lock(plans);
         let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == size;
         let last = match plans.iter().position(fits) {
             Some(index) => plans.remove(index),
             None => {
-                let plan = Plan::compile(graph, weights, &PlanOptions { batch, size, ..PlanOptions::default() })?;
+                let options = PlanOptions { batch, size, precision: *precision, ..PlanOptions::default() };
+                let plan = Plan::compile(graph, weights, &options)?;
                 let session = plan.session()?;
                 (plan, session)
             }

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use dyconv_kernels::cpu::channels_last::Algorithm;
 
+use super::Precision;
 use super::item::{Conv, Item, Kind, Piece};
 use super::pieces::Pieces;
 use crate::graph::{NodeId, Shape};
@@ -14,19 +15,29 @@ const MAX_PIECES: usize = 8;
 const WINOGRAD_CHANNELS: usize = 12;
 
 /// Chooses the algorithm of each convolution.
-pub(super) fn choose(items: &mut [Item], shapes: &[Shape]) {
+pub(super) fn choose(items: &mut [Item], shapes: &[Shape], precision: Precision) {
     for item in items {
+        if let Kind::Head { conv, .. } = &mut item.kind {
+            conv.algorithm = direct(precision);
+        }
         if let Kind::Conv(conv) = &mut item.kind {
             let size = match shapes[item.outputs[0]] {
                 Shape::Map(_, height, width) => (height, width),
                 _ => (1, 1),
             };
-            conv.algorithm = algorithm(conv, size);
+            conv.algorithm = algorithm(conv, size, precision);
         }
     }
 }
 
-fn algorithm(conv: &Conv, (height, width): (usize, usize)) -> Algorithm {
+fn direct(precision: Precision) -> Algorithm {
+    match precision {
+        Precision::F32 => Algorithm::Direct,
+        Precision::Bf16 => Algorithm::DirectBf16,
+    }
+}
+
+fn algorithm(conv: &Conv, (height, width): (usize, usize), precision: Precision) -> Algorithm {
     let geometry = &conv.geometry;
     if geometry.groups > 1 && geometry.groups == geometry.in_channels && geometry.out_channels == geometry.groups {
         return Algorithm::Depthwise;
@@ -38,7 +49,7 @@ fn algorithm(conv: &Conv, (height, width): (usize, usize)) -> Algorithm {
     if plain && geometry.in_channels.min(geometry.out_channels) >= WINOGRAD_CHANNELS && waste < 2.0 {
         return Algorithm::Winograd;
     }
-    Algorithm::Direct
+    direct(precision)
 }
 
 /// Inserts copies of values that lie in several pieces where a step wants them in one, and of those in `kept`.
@@ -46,7 +57,7 @@ pub(super) fn settle(items: Vec<Item>, pieces: &mut Pieces<'_>, kept: &[NodeId])
     let is_whole = |pieces: &Pieces<'_>, value: NodeId| matches!(pieces.of(value).as_slice(), [Piece { shift: 0, value: own, first: 0, .. }] if *own == value);
     for item in &items {
         let wants_one = match &item.kind {
-            Kind::Conv(conv) => conv.algorithm != Algorithm::Direct || conv.geometry.groups > 1,
+            Kind::Conv(conv) => !conv.algorithm.is_direct() || conv.geometry.groups > 1,
             Kind::Pools(_) => true,
             _ => false,
         };

@@ -14,7 +14,7 @@ mod place;
 mod twin;
 
 use candle_core::{DType, Device, Storage, Tensor};
-use dyconv_kernels::cpu::channels_last::{Algorithm, Program, RunOptions, Session as ProgramSession, Step};
+use dyconv_kernels::cpu::channels_last::{Program, RunOptions, Session as ProgramSession, Step, multiplies_bf16};
 
 use crate::graph::{Graph, NodeId, Output, Shape};
 use crate::weights::{Expected, Weights};
@@ -32,6 +32,50 @@ pub fn peak_operations_per_second(threads: usize) -> Result<f64> {
     })
 }
 
+/// What convolutions multiply; sums are in f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Precision {
+    /// 32 bits.
+    #[default]
+    F32,
+    /// bf16, on a CPU that multiplies it: values and kernels are rounded to it where a convolution is computed by its definition.
+    /// Maps between layers stay in f32, and so do Winograd's algorithm, which would lose too much, and all that is no convolution.
+    Bf16,
+}
+
+impl std::fmt::Display for Precision {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        })
+    }
+}
+
+impl Precision {
+    /// What a plan takes for a type of numbers; none for those that it has not.
+    pub fn of(dtype: DType) -> Option<Self> {
+        match dtype {
+            DType::F32 => Some(Self::F32),
+            DType::BF16 => Some(Self::Bf16),
+            _ => None,
+        }
+    }
+
+    /// Checks that this CPU has it.
+    ///
+    /// # Errors
+    /// A sentence where it does not.
+    pub fn check(self) -> Result<()> {
+        if self == Self::F32 || multiplies_bf16() {
+            return Ok(());
+        }
+        let problem =
+            "bf16 takes a CPU with AVX512-BF16, and DYCONV_ISA not set to another instruction set; f32 runs everywhere";
+        Err(Error::Argument { argument: "precision", problem: problem.into() })
+    }
+}
+
 /// What a plan is compiled for.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PlanOptions {
@@ -41,20 +85,27 @@ pub struct PlanOptions {
     pub size: (usize, usize),
     /// Threads of a session; none for as many as the machine has.
     pub threads: Option<usize>,
+    /// What convolutions multiply.
+    pub precision: Precision,
     /// Layers of the YAML whose results are wanted besides.
     pub features: Vec<usize>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { batch: 1, size: (640, 640), threads: None, features: Vec::new() }
+        Self { batch: 1, size: (640, 640), threads: None, precision: Precision::F32, features: Vec::new() }
     }
 }
 
 /// A compiled network; [`Plan::session`] gives what it takes to run it.
 #[derive(Debug)]
 pub struct Plan {
+    /// For as many samples as go through at a time.
     program: Program,
+    /// Samples of a run; a multiple of the program's.
+    batch: usize,
+    /// The program's, with the operations of all samples.
+    steps: Vec<Step>,
     /// Channels, height and width of the input.
     input: (usize, usize, usize),
     /// Shapes of what comes out, in the program's order.
@@ -70,6 +121,7 @@ pub struct Plan {
 pub struct PlanSession {
     session: ProgramSession,
     outputs: Vec<Vec<f32>>,
+    times: Vec<u64>,
 }
 
 impl Plan {
@@ -89,8 +141,9 @@ impl Plan {
     /// Compiles a network with its weights.
     ///
     /// # Errors
-    /// Where the weights do not fit the network, or the network not the input's size.
+    /// Where the weights do not fit the network, the network not the input's size, or the CPU lacks the precision.
     pub fn compile(graph: &Graph, weights: &Weights, options: &PlanOptions) -> Result<Self> {
+        options.precision.check()?;
         Self::check(graph, weights)?;
         let PlanOptions { batch, size: (height, width), .. } = *options;
         if batch == 0 || batch > MAX_BATCH {
@@ -117,10 +170,12 @@ impl Plan {
 
         let items = fuse::fuse(graph, &kept);
         let mut items = join::join(items);
-        choose::choose(&mut items, &shapes);
+        choose::choose(&mut items, &shapes, options.precision);
         let mut pieces = pieces::Pieces::new(graph, &shapes);
         let items = choose::settle(items, &mut pieces, &kept);
-        let places = place::Places::new(&items, &pieces, &shapes, batch, &kept);
+        let one = place::Places::new(&items, &pieces, &shapes, 1, &kept);
+        let at_a_time = samples_at_a_time(batch, size_of::<f32>() * one.memory);
+        let places = place::Places::new(&items, &pieces, &shapes, at_a_time, &kept);
         let packing = pack::Packing {
             graph,
             weights,
@@ -128,7 +183,7 @@ impl Plan {
             pieces: &pieces,
             places: &places,
             shapes: &shapes,
-            batch,
+            batch: at_a_time,
             rows,
             kept: &kept,
         };
@@ -151,18 +206,20 @@ impl Plan {
             main: index(main),
             prototypes: prototypes.map(index),
             features: features.into_iter().map(index).collect(),
+            batch,
+            steps: steps_of(&program, batch / at_a_time),
             program,
         })
     }
 
     /// Its steps, in order.
     pub fn steps(&self) -> &[Step] {
-        self.program.steps()
+        &self.steps
     }
 
     /// Samples of a run.
     pub fn batch(&self) -> usize {
-        self.program.batch()
+        self.batch
     }
 
     /// Threads of a session.
@@ -190,7 +247,7 @@ impl Plan {
             problem: format!("{} threads cannot be started: {cause}", self.threads()),
         })?;
         let outputs = self.outputs.iter().map(|dims| vec![0.0; dims.iter().product()]).collect();
-        Ok(PlanSession { session, outputs })
+        Ok(PlanSession { session, outputs, times: vec![0; self.steps.len()] })
     }
 
     /// Runs it on `input`, `[batch, channels, height, width]`; the results stay in the session. Rows of boxes whose objectness
@@ -219,13 +276,24 @@ impl Plan {
                 got: format!("{} values", input.len()),
             });
         }
-        let mut slices: [&mut [f32]; MAX_OUTPUTS] = std::array::from_fn(|_| &mut [][..]);
-        let count = session.outputs.len();
-        for (slice, output) in slices.iter_mut().zip(&mut session.outputs) {
-            *slice = output;
+        let passes = self.batch / self.program.batch();
+        session.times.fill(0);
+        for pass in 0..passes {
+            let mut slices: [&mut [f32]; MAX_OUTPUTS] = std::array::from_fn(|_| &mut [][..]);
+            let count = session.outputs.len();
+            for (slice, output) in slices.iter_mut().zip(&mut session.outputs) {
+                let len = output.len() / passes;
+                *slice = &mut output[pass * len..][..len];
+            }
+            let len = input.len() / passes;
+            let input = &input[pass * len..][..len];
+            let run = self.program.run(&mut session.session, &[input], &mut slices[..count], options);
+            run.map_err(|problem| Error::Candle(candle_core::Error::msg(problem)))?;
+            for (sum, time) in session.times.iter_mut().zip(session.session.times()) {
+                *sum += time;
+            }
         }
-        let run = self.program.run(&mut session.session, &[input], &mut slices[..count], options);
-        run.map_err(|problem| Error::Candle(candle_core::Error::msg(problem)))
+        Ok(())
     }
 
     /// Runs it on a tensor and gives the results as tensors; `threshold` as of [`Plan::run`].
@@ -273,8 +341,24 @@ impl Plan {
 impl PlanSession {
     /// Nanoseconds of each step of the last profiled run.
     pub fn times(&self) -> &[u64] {
-        self.session.times()
+        &self.times
     }
+}
+
+/// Bytes of maps that may live at a time: what the last level of cache holds of its own for one or two cores.
+const CACHED: usize = 16 << 20;
+
+/// How many samples go through the network at a time, of which one takes `bytes`: a divisor of the batch. Maps that a later layer
+/// finds in a cache are worth more than having all samples beside each other.
+fn samples_at_a_time(batch: usize, bytes: usize) -> usize {
+    let most = (CACHED / bytes.max(1)).clamp(1, batch);
+    (1..=most).rev().find(|count| batch.is_multiple_of(*count)).unwrap_or(1)
+}
+
+/// The program's steps, with the operations of all passes.
+fn steps_of(program: &Program, passes: usize) -> Vec<Step> {
+    let all = |step: &Step| Step { operations: step.operations * passes as f64, ..step.clone() };
+    program.steps().iter().map(all).collect()
 }
 
 /// More samples are more memory than use.

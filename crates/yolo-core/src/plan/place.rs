@@ -124,7 +124,7 @@ fn input_border(items: &[Item], pieces: &Pieces<'_>, kept: &[NodeId]) -> (usize,
     let mut readers = items.iter().filter(reads);
     match (readers.next(), readers.next()) {
         (Some(Item { kind: Kind::Conv(conv), inputs, .. }), None)
-            if inputs == &[input] && conv.routing.is_none() && conv.algorithm == super::Algorithm::Direct =>
+            if inputs == &[input] && conv.routing.is_none() && conv.algorithm.is_direct() =>
         {
             conv.geometry.padding
         }

@@ -2,7 +2,7 @@
 
 use candle_core::{DType, Device, Tensor};
 use yolo_core::weights::Weights;
-use yolo_core::{Graph, Model, NetworkConfig, Outputs, Plan, PlanOptions, PlanSession};
+use yolo_core::{Graph, Model, NetworkConfig, Outputs, Plan, PlanOptions, PlanSession, Precision};
 
 use crate::{Error, Result};
 
@@ -24,6 +24,7 @@ enum Engine {
     /// Compiled for each shape that comes, the one used last at the end.
     Plans {
         weights: Weights,
+        precision: Precision,
         plans: Vec<(Plan, PlanSession)>,
     },
     Model(Box<Model>),
@@ -51,11 +52,13 @@ impl Network {
         let known = weights.metadata().names.as_deref().unwrap_or_default();
         let names = (0..config.nc).map(|class| known.get(class).cloned().unwrap_or_else(|| format!("class{class}")));
         let names = names.collect();
-        let engine = if device.is_cpu() && dtype == DType::F32 {
-            Plan::check(&graph, weights)?;
-            Engine::Plans { weights: weights.clone(), plans: Vec::new() }
-        } else {
-            Engine::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?))
+        let engine = match Precision::of(dtype).filter(|_| device.is_cpu()) {
+            Some(precision) => {
+                precision.check()?;
+                Plan::check(&graph, weights)?;
+                Engine::Plans { weights: weights.clone(), precision, plans: Vec::new() }
+            }
+            None => Engine::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?)),
         };
         Ok(Self { graph, engine, names, device: device.clone(), dtype })
     }
@@ -80,12 +83,13 @@ impl Network {
     /// # Errors
     /// Where the network does not take such an input.
     pub fn ready(&mut self, batch: usize, size: (usize, usize)) -> Result<()> {
-        let Engine::Plans { weights, plans } = &mut self.engine else { return Ok(()) };
+        let Engine::Plans { weights, precision, plans } = &mut self.engine else { return Ok(()) };
         let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == size;
         let last = match plans.iter().position(fits) {
             Some(index) => plans.remove(index),
             None => {
-                let plan = Plan::compile(&self.graph, weights, &PlanOptions { batch, size, ..PlanOptions::default() })?;
+                let options = PlanOptions { batch, size, precision: *precision, ..PlanOptions::default() };
+                let plan = Plan::compile(&self.graph, weights, &options)?;
                 let session = plan.session()?;
                 (plan, session)
             }

@@ -27,6 +27,8 @@ const MAX_PARTS: usize = 8;
 pub enum Algorithm {
     /// As its definition says.
     Direct,
+    /// The same with values and kernels rounded to bf16, summed in f32. Maps stay in f32.
+    DirectBf16,
     /// F(4x4, 3x3); kernels of 3x3 and stride 1 in one group only.
     Winograd,
     /// One kernel a channel.
@@ -38,9 +40,29 @@ impl Algorithm {
     pub fn name(self) -> &'static str {
         match self {
             Self::Direct => "direct",
+            Self::DirectBf16 => "direct bf16",
             Self::Winograd => "winograd",
             Self::Depthwise => "depthwise",
         }
+    }
+
+    /// Whether it reads maps in parts, and enlarged ones.
+    pub fn is_direct(self) -> bool {
+        matches!(self, Self::Direct | Self::DirectBf16)
+    }
+}
+
+/// Whether the CPU multiplies bf16 faster than f32: what else computes it does so only to compare.
+pub fn multiplies_bf16() -> bool {
+    with(chosen(), MultipliesBf16).unwrap_or(false)
+}
+
+struct MultipliesBf16;
+
+impl Job for MultipliesBf16 {
+    type Output = bool;
+    fn run<I: Isa>(self, isa: I) -> bool {
+        I::Bf16::MULTIPLIES_BF16 && isa.bf16().is_some()
     }
 }
 
@@ -117,7 +139,7 @@ impl Convolution<'_> {
         let Window { kernel, stride, dilation, .. } = self.window;
         let plain = self.inputs.len() == 1 && self.inputs[0].shift == 0;
         match algorithm {
-            Algorithm::Direct => self.inputs.len() <= MAX_PARTS && (self.groups == 1 || plain),
+            Algorithm::Direct | Algorithm::DirectBf16 => self.inputs.len() <= MAX_PARTS && (self.groups == 1 || plain),
             Algorithm::Winograd => {
                 plain && self.groups == 1 && kernel == (3, 3) && stride == (1, 1) && dilation == (1, 1)
             }
@@ -342,7 +364,7 @@ impl Builder {
     pub fn head(&mut self, conv: &Convolution<'_>, output: usize, head: Head) {
         let Head { anchors, stride, outputs, masks, rows: (rows, first) } = head;
         let view = View::dense(0, conv.output.height, conv.output.width, conv.output.channels);
-        assert!(conv.algorithm == Algorithm::Direct && conv.suits(conv.algorithm) && conv.groups == 1);
+        assert!(conv.algorithm.is_direct() && conv.suits(conv.algorithm) && conv.groups == 1);
         assert!(conv.residual.is_none() && conv.act == Act::Identity);
         for part in &conv.inputs {
             self.check(&part.view);
@@ -434,8 +456,9 @@ struct AddConvolution<'a, 'b> {
 
 impl Job for AddConvolution<'_, '_> {
     type Output = ();
-    fn run<I: Isa>(self, _: I) {
+    fn run<I: Isa>(self, isa: I) {
         let Self { builder, conv } = self;
+        assert!(conv.algorithm != Algorithm::DirectBf16 || isa.bf16().is_some(), "this CPU has no bf16");
         let packer = Packer::new::<I>(conv);
         let kernel = match &conv.kernels {
             Kernels::Fixed { kernels, bias } => packer.fixed(kernels, bias),
@@ -446,12 +469,11 @@ impl Job for AddConvolution<'_, '_> {
         let window = conv.window;
         let (output, residual, act) = (conv.output, conv.residual, conv.act);
         let (action, kind) = match conv.algorithm {
-            Algorithm::Direct => {
+            Algorithm::Direct | Algorithm::DirectBf16 => {
                 // Beside the map a whole row of the window may be missing.
                 builder.zeros = builder.zeros.max(conv.in_channels() * window.kernel.1);
-                let inputs = conv.inputs.clone();
-                let direct = Direct::new::<I>((window, conv.groups), inputs, (output, residual), act, packer.packing);
-                (Action::Direct(direct, kernel), "direct")
+                let direct = direct::<I>(conv, (output, residual), &packer);
+                (Action::Direct(direct, kernel), conv.algorithm.name())
             }
             Algorithm::Winograd => {
                 let mut winograd = Winograd {
@@ -482,6 +504,11 @@ impl Job for AddConvolution<'_, '_> {
     }
 }
 
+fn direct<I: Isa>(conv: &Convolution<'_>, places: (View, Option<View>), packer: &Packer) -> Direct {
+    let bf16 = conv.algorithm == Algorithm::DirectBf16;
+    Direct::new::<I>((conv.window, conv.groups), conv.inputs.clone(), places, conv.act, (packer.packing, bf16))
+}
+
 struct AddHead<'a, 'b> {
     builder: &'a mut Builder,
     conv: &'a Convolution<'b>,
@@ -498,13 +525,12 @@ impl Job for AddHead<'_, '_> {
         let packer = Packer::new::<I>(conv);
         let kernel = packer.fixed(kernels, bias);
         builder.zeros = builder.zeros.max(conv.in_channels() * conv.window.kernel.1);
-        let inputs = conv.inputs.clone();
-        let direct = Direct::new::<I>((conv.window, 1), inputs, (view, None), Act::Identity, packer.packing);
-        let head = HeadConv { conv: direct, decode };
+        let head = HeadConv { conv: direct::<I>(conv, (view, None), &packer), decode };
         builder.own = builder.own.max(whole_lines(head.scratch::<I>()) + 2 * LINE);
         let operations = conv.operations() * builder.batch as f64;
         let action = Action::Head { output, head, kernel };
-        builder.push(conv.name, "direct + decode".into(), operations, conv.inputs.clone(), None, action);
+        let kernel_name = format!("{} + decode", conv.algorithm.name());
+        builder.push(conv.name, kernel_name, operations, conv.inputs.clone(), None, action);
     }
 }
 
@@ -518,7 +544,7 @@ impl Builder {
         (experts, bias, shift): (&[f32], &[f32], &[f32]),
     ) -> Kernel {
         let count = router.bias.len();
-        let plain = packer.untransformed();
+        let plain = packer.of_experts();
         let mut packed = Lines::zeros(count * plain.len);
         for (from, to) in
             experts.chunks_exact(experts.len() / count).zip(packed.values_mut().chunks_exact_mut(plain.len))
@@ -547,6 +573,7 @@ impl Builder {
             kernels: (kernels_at, whole_lines(packer.len)),
             biases: (kernels_at + self.batch * whole_lines(packer.len), packer.bias),
             transform: (conv.algorithm == Algorithm::Winograd).then_some(packer.packing),
+            bf16: conv.algorithm == Algorithm::DirectBf16,
         };
         let kernel = Kernel::Mixed { kernels: mix.kernels, biases: mix.biases };
         // Room for a vector behind.

@@ -4,6 +4,8 @@
 //! pixel of the tile reads; taps beside the map read zeros. The table of a block of pixels is made once for all panels of output
 //! channels. Sums run over all taps in one go and stay in registers until the epilogue has been applied.
 
+mod bf16;
+
 use rayon::prelude::*;
 
 use super::super::isa::Isa;
@@ -11,7 +13,7 @@ use super::convert::{Decode, Outside};
 use super::finish::Act;
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
-use super::tile::{Place, Taps, tile_of};
+use super::tile::{Place, Sums, Taps, tile_of};
 
 /// Vectors of output channels in a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -90,12 +92,11 @@ impl Packing {
 
     /// Packs kernels `[out, in, kh, kw]` of a group, whose taps then come in the order `(ky, kx, in)`.
     pub(super) fn pack(&self, kernels: &[f32], window: usize, packed: &mut [f32]) {
-        let inputs = self.taps / window;
-        self.fill(packed, |out, tap| kernels[(out * inputs + tap % inputs) * window + tap / inputs]);
+        self.fill(packed, |out, tap| tap_of(kernels, (self.taps, window), out, tap));
     }
 
     /// Fills packed kernels with the value of each output channel and tap, zeros where a vector has more lanes.
-    pub(super) fn fill(&self, packed: &mut [f32], value: impl Fn(usize, usize) -> f32 + Sync) {
+    pub(super) fn fill<T: Copy + Default + Send>(&self, packed: &mut [T], value: impl Fn(usize, usize) -> T + Sync) {
         let panels = packed.par_chunks_mut(PANEL_VECTORS * self.lanes * self.taps).take(self.panels());
         panels.enumerate().for_each(|(panel, packed)| {
             let width = self.vectors(panel) * self.lanes;
@@ -105,10 +106,16 @@ impl Packing {
                 for (lane, place) in row[..channels].iter_mut().enumerate() {
                     *place = value(first + lane, tap);
                 }
-                row[channels..].fill(0.0);
+                row[channels..].fill(T::default());
             }
         });
     }
+}
+
+/// Of kernels `[out, in, kh, kw]` with `taps` a channel, the one which is number `tap` in the order `(ky, kx, in)`.
+fn tap_of(kernels: &[f32], (taps, window): (usize, usize), out: usize, tap: usize) -> f32 {
+    let inputs = taps / window;
+    kernels[(out * inputs + tap % inputs) * window + tap / inputs]
 }
 
 /// A convolution.
@@ -122,6 +129,10 @@ pub(super) struct Direct {
     pub(super) residual: Option<View>,
     pub(super) act: Act,
     pub(super) packing: Packing,
+    /// Taps of an output.
+    taps: usize,
+    /// Whether it multiplies pairs of bf16, as which then the kernels are packed.
+    bf16: bool,
     /// Taps in portions whose weights stay in a level-1 cache while a block of pixels goes through them.
     chunks: Vec<Chunk>,
 }
@@ -147,6 +158,8 @@ pub(super) struct Table {
     merged: Vec<bool>,
     /// Sums of a block of pixels between portions of taps.
     sums: Vec<f32>,
+    /// Pixels of a block in bf16.
+    rows: Lines,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -208,21 +221,26 @@ impl Direct {
         inputs: Vec<Part>,
         (output, residual): (View, Option<View>),
         act: Act,
-        packing: Packing,
+        (packing, bf16): (Packing, bool),
     ) -> Self {
-        let lengths: Vec<usize> = if groups > 1 || inputs.len() == 1 {
-            vec![packing.taps / window.taps()]
-        } else {
-            inputs.iter().map(|part| part.view.channels).collect()
-        };
+        let channels: usize = inputs.iter().map(|part| part.view.channels).sum();
+        let of_group = channels / groups;
         let most = CHUNK_BYTES / (size_of::<f32>() * PANEL_VECTORS * I::LANES);
-        let chunks = chunks(window.kernel, &lengths, most);
-        Self { window, groups, inputs, output, residual, act, packing, chunks }
+        let chunks = if bf16 {
+            bf16::chunks(packing.taps, most)
+        } else if groups > 1 || inputs.len() == 1 {
+            chunks(window.kernel, &[of_group], most)
+        } else {
+            let lengths: Vec<usize> = inputs.iter().map(|part| part.view.channels).collect();
+            chunks(window.kernel, &lengths, most)
+        };
+        let taps = of_group * window.taps();
+        Self { window, groups, inputs, output, residual, act, packing, taps, bf16, chunks }
     }
 
     /// Input channels of a group.
     fn inputs_of_group(&self) -> usize {
-        self.packing.taps / self.window.taps()
+        self.taps / self.window.taps()
     }
 
     /// Whether the taps of a row of the window lie next to each other.
@@ -245,13 +263,21 @@ impl Direct {
         table.merged.reserve(tiles.saturating_sub(table.merged.len()));
         let sums = (tiles * I::TILE_ROWS * PANEL_VECTORS * I::LANES).max(table.sums.len());
         table.sums.resize(sums, 0.0);
+        if self.bf16 {
+            table.rows.grow(bf16::values(self.packing.taps, tiles * I::TILE_ROWS));
+        }
     }
 
     /// Pixels of a block.
     fn block<I: Isa>(&self) -> usize {
-        let reads = self.inputs_of_group() * self.window.stride.0 * self.window.stride.1;
-        let tiles = (BLOCK_VALUES / reads.max(1) / I::TILE_ROWS).clamp(2, 24);
-        (tiles * I::TILE_ROWS).min((self.output.height * self.output.width).next_multiple_of(I::TILE_ROWS))
+        let pixels = self.output.height * self.output.width;
+        let tiles = if self.bf16 {
+            bf16::tiles(self.packing.taps, pixels.div_ceil(I::TILE_ROWS))
+        } else {
+            let reads = self.inputs_of_group() * self.window.stride.0 * self.window.stride.1;
+            (BLOCK_VALUES / reads.max(1) / I::TILE_ROWS).clamp(2, 24)
+        };
+        (tiles * I::TILE_ROWS).min(pixels.next_multiple_of(I::TILE_ROWS))
     }
 
     /// Runs it for `batch` samples on the team.
@@ -268,9 +294,11 @@ impl Direct {
         let block = self.block::<I>();
         let blocks = pixels.div_ceil(block);
         let panels = self.packing.panels();
-        let panel_operations = 2 * block * self.packing.taps * PANEL_VECTORS * I::LANES;
+        let panel_operations = 2 * block * self.taps * PANEL_VECTORS * I::LANES;
         let fair = (batch * self.groups * blocks * panels / (member.count() * TASKS_A_THREAD)).max(1);
         let share = (TASK_OPERATIONS / panel_operations).max(1).min(fair).min(panels);
+        // What is unfolded serves all panels.
+        let share = if self.bf16 { panels } else { share };
         let shares = panels.div_ceil(share);
         member.share(batch * self.groups * blocks * shares, |task| {
             let (part, rest) = (task % shares, task / shares);
@@ -379,53 +407,76 @@ struct Job<'a> {
     out: *mut f32,
 }
 
-impl Job<'_> {
+impl<'a> Job<'a> {
     #[inline(always)]
     fn run<I: Isa>(&self, isa: I, table: &mut Table) {
         let conv = self.conv;
-        let (output, packing) = (&conv.output, &conv.packing);
         self.look_up::<I>(table);
-        let window = &conv.window;
-        let inputs = conv.inputs_of_group();
-        let mut lengths = [0; 8];
-        let lengths: &[usize] = if conv.inputs.len() == 1 || conv.groups > 1 {
-            lengths[0] = inputs;
-            &lengths[..1]
-        } else {
-            for (length, part) in lengths.iter_mut().zip(&conv.inputs) {
-                *length = part.view.channels;
+        let (lengths, parts) = self.lengths();
+        let lengths = &lengths[..parts];
+        if conv.bf16 {
+            if let Some(isa) = isa.bf16() {
+                isa.run(
+                    #[inline(always)]
+                    || self.run_bf16(isa, table, lengths),
+                );
             }
-            &lengths[..conv.inputs.len()]
-        };
-        let merged_length = [inputs * window.kernel.1];
+            return;
+        }
+        let window = &conv.window;
+        let merged_length = [self.conv.inputs_of_group() * window.kernel.1];
         let runs = window.taps() * lengths.len();
+        let (merged, pointers) = (&table.merged, table.pointers.as_ptr());
+        let taps = |tile: usize, chunk: &'a Chunk| {
+            let cut = std::slice::from_ref(&chunk.cut.1);
+            let own = if chunk.cut.1 > 0 { cut } else { &lengths[chunk.parts.0..][..chunk.parts.1] };
+            let (lengths, rows, first) = if merged[tile] {
+                (&merged_length[..], chunk.taps.1 / window.kernel.1, chunk.taps.0 / window.kernel.1)
+            } else {
+                (own, chunk.taps.1, chunk.taps.0 * lengths.len() + chunk.parts.0)
+            };
+            let pointers = pointers.wrapping_add((tile * runs + first) * I::TILE_ROWS);
+            // A pointer to as many values as its run is long for each pixel of the tile, zeros where the map ends.
+            Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 }
+        };
+        self.tiles(isa, taps, table.sums.as_mut_ptr());
+    }
+
+    /// Values of the runs of a tap, and how many those are.
+    #[inline(always)]
+    fn lengths(&self) -> ([usize; 8], usize) {
+        let conv = self.conv;
+        let mut lengths = [0; 8];
+        if conv.inputs.len() == 1 || conv.groups > 1 {
+            lengths[0] = conv.inputs_of_group();
+            return (lengths, 1);
+        }
+        for (length, part) in lengths.iter_mut().zip(&conv.inputs) {
+            *length = part.view.channels;
+        }
+        (lengths, conv.inputs.len())
+    }
+
+    /// All tiles; `taps` gives what the pixels of a tile have for a portion, in `between` is room for the block's sums.
+    #[inline(always)]
+    fn tiles<I: Isa, S: Sums>(&self, isa: I, taps: impl Fn(usize, &'a Chunk) -> S, between: *mut f32) {
+        let conv = self.conv;
+        let (output, packing) = (&conv.output, &conv.packing);
         let residual = conv.residual.map(|view| (self.arena.at(view.offset + self.sample * view.sample()), view.pixel));
         let width = PANEL_VECTORS * I::LANES;
-        let between = table.sums.as_mut_ptr();
         for panel in self.panels.0..self.panels.1 {
             let channel = panel * width;
             let weights = self.weights.wrapping_add(packing.panel(panel));
             let bias = self.bias.wrapping_add(channel);
             let channels = packing.out - channel;
             let vectors = packing.vectors(panel);
+            let channel = self.group * packing.out + channel;
             for (index, chunk) in conv.chunks.iter().enumerate() {
                 let weights = weights.wrapping_add(chunk.before * vectors * I::LANES);
                 let last = index + 1 == conv.chunks.len();
-                let cut = [chunk.cut.1];
-                let own = if chunk.cut.1 > 0 { &cut[..] } else { &lengths[chunk.parts.0..][..chunk.parts.1] };
-                for (tile, merged) in table.merged.iter().enumerate() {
-                    let at = tile * I::TILE_ROWS;
+                for (tile, at) in (0..self.count).step_by(I::TILE_ROWS).enumerate() {
                     let count = (self.count - at).min(I::TILE_ROWS);
-                    let (lengths, rows, first) = if *merged {
-                        (&merged_length[..], chunk.taps.1 / window.kernel.1, chunk.taps.0 / window.kernel.1)
-                    } else {
-                        (own, chunk.taps.1, chunk.taps.0 * lengths.len() + chunk.parts.0)
-                    };
-                    let pointers = table.pointers.as_ptr().wrapping_add((tile * runs + first) * I::TILE_ROWS);
-                    let taps =
-                        Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 };
                     let between = between.wrapping_add(at * width);
-                    let channel = self.group * packing.out + channel;
                     let place = Place {
                         start: if index == 0 { bias } else { between },
                         start_pixel: if index == 0 { 0 } else { width },
@@ -439,10 +490,9 @@ impl Job<'_> {
                         act: conv.act,
                         channels,
                     };
-                    // SAFETY: the table holds a pointer to as many values as its run is long for each pixel of the tile, zeros
-                    // where the map ends; weights and bias are packed for the same runs; the output and the residual have a
-                    // place for each pixel, and so have the sums between portions.
-                    unsafe { tile_of(isa, (count, vectors), &taps, weights, &place) };
+                    // SAFETY: `taps` has values for each pixel of the tile; weights and bias are packed for the same runs;
+                    // the output and the residual have a place for each pixel, and so have the sums between portions.
+                    unsafe { tile_of(isa, (count, vectors), &taps(tile, chunk), weights, &place) };
                 }
             }
         }

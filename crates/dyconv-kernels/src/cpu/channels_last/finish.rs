@@ -1,6 +1,6 @@
 //! What happens to sums while they are in registers: activation, residual, storing.
 
-use super::super::isa::Isa;
+use super::super::isa::{Isa, WIDEST};
 
 /// Elementwise function behind a convolution.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
@@ -100,9 +100,6 @@ fn hardswish<I: Isa>(isa: I, v: I::F32) -> I::F32 {
     let gate = isa.at_least(isa.add(v, isa.splat(3.0)), isa.splat(0.0));
     isa.mul(isa.mul(v, isa.at_most(gate, isa.splat(6.0))), isa.splat(1.0 / 6.0))
 }
-
-/// The widest vector there is.
-const WIDEST: usize = 16;
 
 /// The first `count` values from `x` on, at most a vector; zeros behind.
 ///

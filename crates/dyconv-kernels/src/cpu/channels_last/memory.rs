@@ -1,5 +1,7 @@
 //! Memory of a program: cache lines, and where in it maps lie.
 
+use memmap2::MmapMut;
+
 /// As many values as a cache line holds.
 pub(super) const LINE: usize = 16;
 
@@ -8,17 +10,35 @@ pub(super) const LINE: usize = 16;
 #[derive(Debug, Clone, Copy)]
 struct Line(#[allow(dead_code, reason = "read through pointers to values")] [f32; LINE]);
 
-/// Values that begin at a cache line.
-#[derive(Debug, Clone, Default)]
+/// Values that begin at a cache line. Many of them lie in pages that are as large as the system gives: a network's maps and
+/// kernels are walked through in strides that would otherwise miss the table of pages all the time.
+#[derive(Debug, Default)]
 pub(super) struct Lines {
-    lines: Vec<Line>,
+    memory: Memory,
     len: usize,
 }
+
+#[derive(Debug)]
+enum Memory {
+    Lines(Vec<Line>),
+    Pages(MmapMut),
+}
+
+impl Default for Memory {
+    fn default() -> Self {
+        Self::Lines(Vec::new())
+    }
+}
+
+/// Bytes from which values get pages of their own: those of a large page.
+const LARGE: usize = 2 << 20;
 
 impl Lines {
     /// `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; LINE]); len.div_ceil(LINE)], len }
+        let memory = pages(len * size_of::<f32>()).map(Memory::Pages);
+        let lines = || Memory::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]);
+        Self { memory: memory.unwrap_or_else(lines), len }
     }
 
     /// Makes room for `len` values, zeros where there are new ones.
@@ -33,15 +53,21 @@ impl Lines {
     }
 
     pub(super) fn as_ptr(&self) -> *const f32 {
-        self.lines.as_ptr().cast()
+        match &self.memory {
+            Memory::Lines(lines) => lines.as_ptr().cast(),
+            Memory::Pages(pages) => pages.as_ptr().cast(),
+        }
     }
 
     pub(super) fn as_mut_ptr(&mut self) -> *mut f32 {
-        self.lines.as_mut_ptr().cast()
+        match &mut self.memory {
+            Memory::Lines(lines) => lines.as_mut_ptr().cast(),
+            Memory::Pages(pages) => pages.as_mut_ptr().cast(),
+        }
     }
 
     pub(super) fn values(&self) -> &[f32] {
-        // SAFETY: a line is an array of values without gaps, and there are at least `len`.
+        // SAFETY: lines and pages are values without gaps, at least `len` of them, and any bits are a value.
         unsafe { std::slice::from_raw_parts(self.as_ptr(), self.len) }
     }
 
@@ -49,6 +75,26 @@ impl Lines {
         // SAFETY: as above; the borrow is exclusive.
         unsafe { std::slice::from_raw_parts_mut(self.as_mut_ptr(), self.len) }
     }
+}
+
+impl Clone for Lines {
+    fn clone(&self) -> Self {
+        let mut copy = Self::zeros(self.len);
+        copy.values_mut().copy_from_slice(self.values());
+        copy
+    }
+}
+
+/// Zeros in pages of their own, where there are enough of them and the system gives them.
+fn pages(bytes: usize) -> Option<MmapMut> {
+    if bytes < LARGE || cfg!(miri) {
+        return None;
+    }
+    let pages = MmapMut::map_anon(bytes).ok()?;
+    // A wish: where it is not granted, pages are small.
+    #[cfg(target_os = "linux")]
+    let _ = pages.advise(memmap2::Advice::HugePage);
+    Some(pages)
 }
 
 /// A map `[batch, height, width, channels]` in a program's memory; channels lie next to each other.

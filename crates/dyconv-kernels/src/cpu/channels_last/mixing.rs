@@ -123,6 +123,8 @@ pub(super) struct Mix {
     pub(super) biases: (usize, usize),
     /// For Winograd's algorithm: input channels of a 3x3 kernel, to be transformed.
     pub(super) transform: Option<super::direct::Packing>,
+    /// Whether mixtures are rounded to bf16.
+    pub(super) bf16: bool,
 }
 
 /// Values of a task, about: worth its start, and in a level-1 cache with some experts beside them.
@@ -173,10 +175,13 @@ impl Mix {
                     } else {
                         let range = (part * TASK_VALUES, ((part + 1) * TASK_VALUES).min(self.len));
                         let to = arena.at(self.kernels.0 + first * self.kernels.1);
-                        if last - first == SAMPLES {
-                            self.mixed::<I, SAMPLES>(isa, &weights[first * experts..], range, to);
-                        } else {
-                            self.mixed::<I, 1>(isa, &weights[first * experts..], range, to);
+                        let weights = &weights[first * experts..last * experts];
+                        match isa.bf16() {
+                            Some(isa) if self.bf16 => isa.run(
+                                #[inline(always)]
+                                || self.mixed(isa, weights, range, to),
+                            ),
+                            _ => self.mixed(isa, weights, range, to),
                         }
                     }
                 },
@@ -184,9 +189,18 @@ impl Mix {
         });
     }
 
-    /// Values `range` of the kernels of `N` samples.
+    /// Values `range` of the kernels of as many samples as there are weights for.
     #[inline(always)]
-    fn mixed<I: Isa, const N: usize>(&self, isa: I, weights: &[f32], range: (usize, usize), to: *mut f32) {
+    fn mixed<I: Isa>(&self, isa: I, weights: &[f32], range: (usize, usize), to: *mut f32) {
+        if weights.len() == SAMPLES * self.router.bias.len() {
+            self.mixed_of::<I, SAMPLES>(isa, weights, range, to);
+        } else {
+            self.mixed_of::<I, 1>(isa, weights, range, to);
+        }
+    }
+
+    #[inline(always)]
+    fn mixed_of<I: Isa, const N: usize>(&self, isa: I, weights: &[f32], range: (usize, usize), to: *mut f32) {
         let mut at = range.0;
         while at + VECTORS * I::LANES <= range.1 {
             self.vectors::<I, N, VECTORS>(isa, weights, at, to);
@@ -214,8 +228,16 @@ impl Mix {
         }
         for n in 0..N {
             for j in 0..V {
+                let to = to.wrapping_add(n * self.kernels.1);
+                let at = at + j * I::LANES;
                 // SAFETY: each sample has `len` values, whole vectors.
-                unsafe { isa.store_at(to.add(n * self.kernels.1 + at + j * I::LANES), sums[n][j]) };
+                unsafe {
+                    if self.bf16 {
+                        isa.store_bf16_at(to.cast::<u16>().add(at), sums[n][j]);
+                    } else {
+                        isa.store_at(to.add(at), sums[n][j]);
+                    }
+                }
             }
         }
     }

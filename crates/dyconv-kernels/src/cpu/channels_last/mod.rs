@@ -24,7 +24,7 @@ mod tile;
 mod turn;
 mod winograd;
 
-pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin};
+pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin, multiplies_bf16};
 pub use direct::Window;
 pub use finish::Act;
 pub use memory::{Part, View};

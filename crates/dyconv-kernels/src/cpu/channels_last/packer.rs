@@ -20,6 +20,8 @@ pub(super) struct Packer {
     /// Values of packed kernels and of padded biases.
     pub(super) len: usize,
     pub(super) bias: usize,
+    /// Whether pairs are left in f32.
+    unrounded: bool,
 }
 
 impl Packer {
@@ -32,6 +34,10 @@ impl Packer {
                 let packing = Packing::new::<I>(channels / groups, inputs * window);
                 (packing, groups * packing.len())
             }
+            Algorithm::DirectBf16 => {
+                let packing = Packing::of_pairs::<I>(channels / groups, inputs * window);
+                (packing, groups * packing.len())
+            }
             Algorithm::Winograd => {
                 let packing = Packing::new::<I>(channels, inputs);
                 (packing, POINTS * winograd::point_len(&packing))
@@ -40,16 +46,19 @@ impl Packer {
         };
         // Vectors are read whole, from the last group's first channel on too.
         let bias = (channels + 2 * LINE).next_multiple_of(LINE);
-        Self { algorithm: conv.algorithm, groups, window, packing, channels, row, len, bias }
+        Self { algorithm: conv.algorithm, groups, window, packing, channels, row, len, bias, unrounded: false }
     }
 
-    /// The same before Winograd's transform.
-    pub(super) fn untransformed(&self) -> Self {
-        if self.algorithm != Algorithm::Winograd {
-            return Self { ..*self };
+    /// How experts are packed, so that their mixtures are what this packs, before Winograd's transform or the rounding to bf16.
+    pub(super) fn of_experts(&self) -> Self {
+        match self.algorithm {
+            Algorithm::Winograd => {
+                let packing = Packing { taps: 9 * self.packing.taps, ..self.packing };
+                Self { algorithm: Algorithm::Direct, packing, len: packing.len(), ..*self }
+            }
+            Algorithm::DirectBf16 => Self { len: 2 * self.len, unrounded: true, ..*self },
+            Algorithm::Direct | Algorithm::Depthwise => Self { ..*self },
         }
-        let packing = Packing { taps: 9 * self.packing.taps, ..self.packing };
-        Self { algorithm: Algorithm::Direct, packing, len: packing.len(), ..*self }
     }
 
     /// Kernels that are the same for all samples.
@@ -68,6 +77,17 @@ impl Packer {
                 let packed = packed.chunks_exact_mut(self.packing.len());
                 for (from, to) in kernels.chunks_exact(group).zip(packed) {
                     self.packing.pack(from, self.window, to);
+                }
+            }
+            Algorithm::DirectBf16 => {
+                let group = kernels.len() / self.groups;
+                let taps = (kernels.len() / self.channels, self.window);
+                for (from, to) in kernels.chunks_exact(group).zip(packed.chunks_exact_mut(self.len / self.groups)) {
+                    if self.unrounded {
+                        self.packing.pack_unrounded(from, taps, to);
+                    } else {
+                        self.packing.pack_pairs(from, taps, to);
+                    }
                 }
             }
             Algorithm::Winograd => winograd::transform_kernels(&self.packing, kernels, packed),

@@ -38,8 +38,8 @@ struct Shared {
     arrived: Counter,
     /// Number of barriers passed.
     passed: Counter,
-    /// Next task of the step.
-    task: Counter,
+    /// Of each member's share of the step's tasks, how many have been taken.
+    taken: Vec<Counter>,
     /// A member has panicked: nobody shall wait for it.
     broken: AtomicBool,
     ended: AtomicBool,
@@ -70,17 +70,26 @@ impl Member<'_> {
         self.shared.members
     }
 
-    /// Hands out tasks `0..count`, whoever is free takes the next; returns when all are done.
+    /// Hands out tasks `0..count`; returns when all are done. Each member begins with a share of neighbours, the same part of the
+    /// map in every step, so that it finds in its own cache what it wrote in the step before; then it takes what others have left.
     ///
     /// All members must call it with the same count.
     #[inline(always)]
     pub(super) fn share(&self, count: usize, mut task: impl FnMut(usize)) {
-        loop {
-            let next = self.shared.task.0.fetch_add(1, Ordering::Relaxed);
-            if next >= count {
-                break;
+        let members = self.shared.members;
+        let first = |member: usize| member * count / members;
+        for offset in 0..members {
+            let member = (self.index + offset) % members;
+            let (start, len) = (first(member), first(member + 1) - first(member));
+            let taken = &self.shared.taken[member].0;
+            // A look first: others' counters are not written to without need.
+            while taken.load(Ordering::Relaxed) < len {
+                let next = taken.fetch_add(1, Ordering::Relaxed);
+                if next >= len {
+                    break;
+                }
+                task(start + next);
             }
-            task(next);
         }
         self.meet();
     }
@@ -88,14 +97,15 @@ impl Member<'_> {
     /// Waits until all members are here.
     pub(super) fn meet(&self) {
         let shared = self.shared;
+        let reset = || shared.taken.iter().for_each(|taken| taken.0.store(0, Ordering::Relaxed));
         if shared.members == 1 {
-            shared.task.0.store(0, Ordering::Relaxed);
+            reset();
             return;
         }
         let passed = shared.passed.0.load(Ordering::Relaxed);
         if shared.arrived.0.fetch_add(1, Ordering::AcqRel) + 1 == shared.members {
             shared.arrived.0.store(0, Ordering::Relaxed);
-            shared.task.0.store(0, Ordering::Relaxed);
+            reset();
             shared.passed.0.store(passed.wrapping_add(1), Ordering::Release);
             return;
         }
@@ -128,7 +138,7 @@ impl Team {
             finished: Counter::default(),
             arrived: Counter::default(),
             passed: Counter::default(),
-            task: Counter::default(),
+            taken: (0..members.max(1)).map(|_| Counter::default()).collect(),
             broken: AtomicBool::new(false),
             ended: AtomicBool::new(false),
             work: std::cell::UnsafeCell::new(None),

@@ -16,6 +16,20 @@ pub(super) struct Taps<'a> {
     pub(super) skip: usize,
 }
 
+/// What a tile is summed over.
+pub(super) trait Sums {
+    /// `start[i] + sum over taps k of pixel i's value at k * weights[k]`
+    ///
+    /// # Safety
+    /// As of [`tile_of`].
+    unsafe fn sums<I: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: I,
+        weights: *const f32,
+        start: [[I::F32; N]; M],
+    ) -> [[I::F32; N]; M];
+}
+
 /// Where a tile's sums come from and go.
 pub(super) struct Place {
     /// Bias, the same for all pixels, or the sums so far.
@@ -76,10 +90,10 @@ pub(super) use by_size;
 /// Pointers of `taps` must lead to as many values as the runs have; `weights` to the panel; the places of `place` to `size.0`
 /// pixels.
 #[inline(always)]
-pub(super) unsafe fn tile_of<I: Isa>(
+pub(super) unsafe fn tile_of<I: Isa, S: Sums>(
     isa: I,
     size: (usize, usize),
-    taps: &Taps<'_>,
+    taps: &S,
     weights: *const f32,
     place: &Place,
 ) {
@@ -88,7 +102,7 @@ pub(super) unsafe fn tile_of<I: Isa>(
             isa.apart(
                 #[inline(always)]
                 // SAFETY: the caller proves all of it.
-                || unsafe { tile::<I, $m, $n>(isa, taps, weights, place) },
+                || unsafe { tile::<I, S, $m, $n>(isa, taps, weights, place) },
             )
         }};
     }
@@ -98,7 +112,7 @@ pub(super) unsafe fn tile_of<I: Isa>(
 /// # Safety
 /// As of [`tile_of`].
 #[inline(always)]
-unsafe fn tile<I: Isa, const M: usize, const N: usize>(isa: I, taps: &Taps<'_>, weights: *const f32, place: &Place) {
+unsafe fn tile<I: Isa, S: Sums, const M: usize, const N: usize>(isa: I, taps: &S, weights: *const f32, place: &Place) {
     // SAFETY: the caller proves all of it.
     unsafe {
         let mut start = [[isa.splat(0.0); N]; M];
@@ -107,7 +121,7 @@ unsafe fn tile<I: Isa, const M: usize, const N: usize>(isa: I, taps: &Taps<'_>, 
                 start[i][j] = isa.load_at(place.start.wrapping_add(i * place.start_pixel + j * I::LANES));
             }
         }
-        let mut sums = sums::<I, M, N>(isa, taps, weights, start);
+        let mut sums = taps.sums::<I, M, N>(isa, weights, start);
         if !place.between.is_null() {
             for i in 0..M {
                 for j in 0..N {
@@ -129,43 +143,41 @@ unsafe fn tile<I: Isa, const M: usize, const N: usize>(isa: I, taps: &Taps<'_>, 
     }
 }
 
-/// `start[i] + sum over taps k of pixel i's value at k * weights[k]`
-///
-/// # Safety
-/// As of [`tile_of`].
-#[inline(always)]
-unsafe fn sums<I: Isa, const M: usize, const N: usize>(
-    isa: I,
-    taps: &Taps<'_>,
-    mut weights: *const f32,
-    start: [[I::F32; N]; M],
-) -> [[I::F32; N]; M] {
-    let mut sums = start;
-    let mut pointers = taps.pointers;
-    for _ in 0..taps.rows {
-        for length in taps.lengths {
-            // SAFETY: the table has a pointer for each pixel of each run, and the weights a row for each tap.
-            unsafe {
-                let mut pixels = [std::ptr::null::<f32>(); M];
-                for i in 0..M {
-                    pixels[i] = (*pointers.add(i)).add(taps.skip);
-                }
-                for k in 0..*length {
-                    let mut row = [sums[0][0]; N];
-                    for j in 0..N {
-                        row[j] = isa.load_at(weights.add(j * I::LANES));
-                    }
+impl Sums for Taps<'_> {
+    #[inline(always)]
+    unsafe fn sums<I: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: I,
+        mut weights: *const f32,
+        start: [[I::F32; N]; M],
+    ) -> [[I::F32; N]; M] {
+        let mut sums = start;
+        let mut pointers = self.pointers;
+        for _ in 0..self.rows {
+            for length in self.lengths {
+                // SAFETY: the table has a pointer for each pixel of each run, and the weights a row for each tap.
+                unsafe {
+                    let mut pixels = [std::ptr::null::<f32>(); M];
                     for i in 0..M {
-                        let value = isa.splat(*pixels[i].add(k));
-                        for j in 0..N {
-                            sums[i][j] = isa.fma(value, row[j], sums[i][j]);
-                        }
+                        pixels[i] = (*pointers.add(i)).add(self.skip);
                     }
-                    weights = weights.add(N * I::LANES);
+                    for k in 0..*length {
+                        let mut row = [sums[0][0]; N];
+                        for j in 0..N {
+                            row[j] = isa.load_at(weights.add(j * I::LANES));
+                        }
+                        for i in 0..M {
+                            let value = isa.splat(*pixels[i].add(k));
+                            for j in 0..N {
+                                sums[i][j] = isa.fma(value, row[j], sums[i][j]);
+                            }
+                        }
+                        weights = weights.add(N * I::LANES);
+                    }
+                    pointers = pointers.add(self.stride);
                 }
-                pointers = pointers.add(taps.stride);
             }
         }
+        sums
     }
-    sums
 }
