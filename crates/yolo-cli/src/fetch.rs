@@ -9,7 +9,10 @@ use anyhow::{Context, anyhow, bail};
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
+use yolo_core::files::write_whole;
 use yolo_core::weights::{Weights, convert};
+
+use crate::built_in;
 
 /// Overrides the cache folder.
 const CACHE_VARIABLE: &str = "YOLO_CACHE";
@@ -42,10 +45,19 @@ impl Manifest {
     }
 }
 
+/// The weights that `--weights ARG` means: a file, as of [`resolve_weights`], or a network that is built in.
+pub(crate) fn open_weights(arg: &str) -> anyhow::Result<Weights> {
+    match built_in::network(arg).filter(|_| !Path::new(arg).exists()) {
+        Some(network) => Ok(Weights::from_static(network.name, network.bytes)?),
+        None => Ok(Weights::open(resolve_weights(arg)?)?),
+    }
+}
+
 /// The safetensors file that `--weights ARG` means.
 ///
 /// A `.safetensors` file is taken as it is; a `.pt` file is converted once into the cache. Where there is no such file, a
-/// name of the manifest (`yolov5s`, `yolov5s.pt`) is looked up in the cache, or fetched and converted into it.
+/// name of the manifest (`yolov5s`, `yolov5s.pt`) is looked up in the cache, or fetched and converted into it; a network that
+/// is built in is written there.
 pub(crate) fn resolve_weights(arg: &str) -> anyhow::Result<PathBuf> {
     let path = Path::new(arg);
     if path.is_dir() {
@@ -55,13 +67,33 @@ pub(crate) fn resolve_weights(arg: &str) -> anyhow::Result<PathBuf> {
         let is_checkpoint = path.extension().is_some_and(|extension| extension == "pt" || extension == "pth");
         return if is_checkpoint { converted(path) } else { Ok(path.to_path_buf()) };
     }
+    if let Some(network) = built_in::network(arg) {
+        return written(network);
+    }
     let manifest = Manifest::embedded()?;
     let name = arg.strip_suffix(".pt").or_else(|| arg.strip_suffix(".safetensors")).unwrap_or(arg);
     let Some(entry) = manifest.weights.iter().find(|entry| entry.name == name) else {
         let names: Vec<_> = manifest.weights.iter().map(|entry| entry.name.as_str()).collect();
-        bail!("{arg}: there is no such file, and it is none of the networks that can be fetched: {}", names.join(", "));
+        let built_in: Vec<_> = built_in::NETWORKS.iter().map(|network| network.name).collect();
+        bail!(
+            "{arg}: there is no such file, and it is none of the networks that are built in ({}) or can be fetched: {}",
+            built_in.join(", "),
+            names.join(", ")
+        );
     };
     cached(entry, &manifest)
+}
+
+/// A file of a network that is built in.
+fn written(network: &built_in::Network) -> anyhow::Result<PathBuf> {
+    let sum = hex(&Sha256::digest(network.bytes));
+    let target = cache_folder()?.join(&sum[..16]).join(format!("{}.safetensors", network.name));
+    if std::fs::read(&target).is_ok_and(|bytes| bytes == network.bytes) {
+        return Ok(target);
+    }
+    make_folder(&target)?;
+    write_whole(&target, |out| out.write_all(network.bytes).map_err(|error| yolo_core::Error::io(&target, error)))?;
+    Ok(target)
 }
 
 /// The cached safetensors of a user's checkpoint, by its content.

@@ -79,6 +79,26 @@ fn steps_are_told_with_their_kernels() {
     assert!(lines.contains("engine candle"), "{lines}");
 }
 
+/// Where the CPU has it; elsewhere a sentence.
+#[test]
+fn bf16_is_timed_or_refused() {
+    let arguments = ["--cfg", "yolov5n", "--imgsz", "64", "--iters", "1", "--precision", "bf16"];
+    let output = benchmark(&arguments);
+    if output.status.success() {
+        assert_eq!(measured(&arguments).1["precision"], "bf16");
+    } else {
+        assert!(refused(&arguments).contains("AVX512-BF16"));
+    }
+}
+
+#[test]
+fn an_unknown_instruction_set_is_refused() {
+    let output = Command::new(env!("CARGO_BIN_EXE_yolo")).args(["summary", "--list"]).env("DYCONV_ISA", "mmx").output();
+    let output = output.unwrap();
+    let problem = String::from_utf8(output.stderr).unwrap();
+    assert!(!output.status.success() && problem.contains("mmx") && problem.contains("scalar"), "{problem}");
+}
+
 #[test]
 fn what_cannot_be_is_refused_in_a_sentence() {
     let cfg = ["--cfg", "yolov5n"];
@@ -93,7 +113,6 @@ fn what_cannot_be_is_refused_in_a_sentence() {
     assert!(with(&["--engine", "torch"]).contains("possible values: "));
     assert!(with(&["--imgsz", "40"]).contains("multiple of the network's stride"));
     assert!(with(&["--weights", "nowhere.safetensors"]).contains("nowhere.safetensors"));
-    assert!(with(&["--precision", "bf16"]).contains("the plan engine computes in f32"));
     assert!(with(&["--engine", "candle", "--precision", "bf16"]).contains("the candle engine computes in f32"));
     assert!(with(&["--engine", "candle", "--profile"]).contains("plan engine"));
 }

@@ -219,7 +219,7 @@ fn flags_say_what_is_found_and_how_it_is_written() {
     );
     assert!(ran.out.contains("imgsz=[64, 64]"), "{}", ran.out);
     let ran = place.run(&["--source", "a.png", "--nosave", "--half"]).status(0);
-    assert!(ran.err.contains("warning: --half: the CPU computes in 32 bits"), "{}", ran.err);
+    assert!(ran.err.contains("warning: --half: the CPU computes in f32"), "{}", ran.err);
 }
 
 #[test]

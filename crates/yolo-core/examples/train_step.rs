@@ -12,6 +12,10 @@ use candle_nn::{VarBuilder, VarMap};
 use yolo_core::graph::ParamKind;
 use yolo_core::{Graph, Model, NetworkConfig};
 
+/// As in `yolo train`.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut args = std::env::args().skip(1);
     let name = args.next().unwrap_or_else(|| "yolov5n_C3_GhostDynamicConv".into());

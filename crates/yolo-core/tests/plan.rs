@@ -7,7 +7,7 @@ use std::path::Path;
 use candle_core::{DType, Device, Tensor};
 use compare::difference;
 use yolo_core::weights::Weights;
-use yolo_core::{Graph, Model, NetworkConfig, Plan, PlanOptions};
+use yolo_core::{Graph, Model, NetworkConfig, Plan, PlanOptions, Precision};
 
 /// Winograd's transforms cost a digit a convolution, of the largest value.
 const TOLERANCE: f32 = 1e-5;
@@ -98,6 +98,57 @@ fn networks_of_the_zoo() {
         }
     }
     assert!(failures.is_empty(), "{}", failures.join("\n"));
+}
+
+/// Too large to go through at once: each picture gives what it gives alone, boxes, prototypes and layers.
+#[test]
+fn a_batch_in_passes_is_its_pictures() {
+    let graph = Graph::new(&NetworkConfig::open("yolov5n-seg_C3_GhostDynamicConv").unwrap()).unwrap();
+    let weights = random_weights(&graph);
+    let x = wave([3, 3, 640, 448]);
+    let run = |x: &Tensor| {
+        let (batch, _, height, width) = x.dims4().unwrap();
+        let options = PlanOptions { batch, size: (height, width), features: vec![3], ..PlanOptions::default() };
+        let plan = Plan::compile(&graph, &weights, &options).unwrap();
+        let mut session = plan.session().unwrap();
+        let one = PlanOptions { batch: 1, ..options };
+        let memory = Plan::compile(&graph, &weights, &one).unwrap().memory();
+        assert!(plan.memory() < batch * memory || batch == 1, "{batch} pictures went through at once");
+        plan.forward(&mut session, x, None).unwrap()
+    };
+    let all = run(&x);
+    for index in 0..3 {
+        let one = run(&x.narrow(0, index, 1).unwrap());
+        let pairs = [(&all.main, &one.main), (&all.features[0], &one.features[0])];
+        let prototypes = (all.prototypes.as_ref().unwrap(), one.prototypes.as_ref().unwrap());
+        for (all, one) in pairs.into_iter().chain([prototypes]) {
+            assert_eq!(difference(&all.narrow(0, index, 1).unwrap(), one), 0.0);
+        }
+    }
+}
+
+/// Where the CPU has it, near what f32 gives; elsewhere a sentence.
+#[test]
+fn bf16_is_near_or_refused() {
+    for name in ["yolov5n", "yolov5n_C3_GhostDynamicConv"] {
+        let graph = Graph::new(&NetworkConfig::open(name).unwrap()).unwrap();
+        let weights = random_weights(&graph);
+        let x = wave([2, 3, 96, 64]);
+        let options = |precision| PlanOptions { batch: 2, size: (96, 64), precision, ..PlanOptions::default() };
+        let exact = run(&graph, &weights, &x, 2).main;
+        match Plan::compile(&graph, &weights, &options(Precision::Bf16)) {
+            Ok(plan) => {
+                assert!(plan.steps().iter().any(|step| step.kernel.contains("bf16")));
+                let got = plan.forward(&mut plan.session().unwrap(), &x, None).unwrap().main;
+                let far = difference(&got, &exact);
+                assert!(far > 0.0 && far < 2e-2, "{name}: {far}");
+            }
+            Err(error) => {
+                assert!(error.to_string().contains("AVX512-BF16"), "{error}");
+                assert!(Precision::Bf16.check().is_err());
+            }
+        }
+    }
 }
 
 /// Layers that are asked for are what the model gives, though they would be fused away otherwise.

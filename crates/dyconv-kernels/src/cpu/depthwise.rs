@@ -16,6 +16,8 @@ use super::{ConvShape, Epilogue, Kernels, Router, mix, route, with_kept};
 const VECTORS: usize = 4;
 /// Values of padded map that a step works on, about: half of a level-1 cache.
 const PLANE_VALUES: usize = 4096;
+/// Rows of outputs that are summed at a time.
+const ROWS: usize = 4;
 /// Outputs of a task, about: worth its start.
 const TASK_VALUES: usize = 8192;
 
@@ -196,22 +198,62 @@ fn along_rows<I: Isa, const K: usize>(
                 copy(isa, &x[from * width..][..count], &mut plane[row * line + left..][..count]);
             }
         }
-        for row in 0..here {
-            let out = &mut y[(first + row) * columns..][..columns];
-            for column in (0..columns).step_by(I::LANES) {
-                // The last vector overlaps the one before.
-                let column = column.min(columns - I::LANES);
-                let mut sum = isa.splat(0.0);
-                for ky in 0..K {
-                    let from = &plane[(row + ky) * line + column..][..K - 1 + I::LANES];
-                    for kx in 0..K {
-                        sum = isa.fma(weights[ky][kx], isa.load(&from[kx..]), sum);
-                    }
+        let y = &mut y[first * columns..][..here * columns];
+        for row in (0..here).step_by(ROWS) {
+            if here >= ROWS {
+                // The last rows overlap those before.
+                let row = row.min(here - ROWS);
+                rows_at_once::<I, K, ROWS>(isa, &plane[row * line..], line, &weights, &mut y[row * columns..], columns);
+            } else {
+                for row in row..here {
+                    rows_at_once::<I, K, 1>(
+                        isa,
+                        &plane[row * line..],
+                        line,
+                        &weights,
+                        &mut y[row * columns..],
+                        columns,
+                    );
                 }
-                isa.store(&mut out[column..], sum);
             }
         }
         first += here;
+    }
+}
+
+/// `R` rows of outputs from rows of `line` values: what is loaded of a row serves all outputs that it lies under.
+#[inline(always)]
+fn rows_at_once<I: Isa, const K: usize, const R: usize>(
+    isa: I,
+    plane: &[f32],
+    line: usize,
+    weights: &[[I::F32; K]; K],
+    y: &mut [f32],
+    columns: usize,
+) {
+    for column in (0..columns).step_by(I::LANES) {
+        // The last vector overlaps the one before.
+        let column = column.min(columns - I::LANES);
+        let mut sums = [isa.splat(0.0); R];
+        for from in 0..R + K - 1 {
+            let values = &plane[from * line + column..][..K - 1 + I::LANES];
+            let mut shifted = [sums[0]; K];
+            for kx in 0..K {
+                shifted[kx] = isa.load(&values[kx..]);
+            }
+            for row in 0..R {
+                if let Some(ky) = from.checked_sub(row)
+                    && ky < K
+                {
+                    for kx in 0..K {
+                        sums[row] = isa.fma(weights[ky][kx], shifted[kx], sums[row]);
+                    }
+                }
+            }
+        }
+        for row in 0..R {
+            isa.store(&mut y[row * columns + column..], sums[row]);
+        }
     }
 }
 

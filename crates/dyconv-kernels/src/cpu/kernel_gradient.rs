@@ -408,15 +408,19 @@ fn tile<I: Isa, const ROWS: usize, const TAPS: usize>(
     sums: &mut [f32],
     sums_len: usize,
 ) {
-    let offsets: [usize; TAPS] = std::array::from_fn(|t| offsets[t]);
+    // Loops, not closures, here and below: what the compiler does not inline would lose the instruction set.
+    let mut places = [0; TAPS];
+    places.copy_from_slice(offsets);
+    let offsets = places;
     assert!(row_len.is_multiple_of(I::LANES) && rows.len() == ROWS * row_len);
     assert!(offsets.iter().all(|offset| *offset <= pixels.len() && pixels.len() - offset >= row_len));
     let mut registers = [[isa.splat(0.0); TAPS]; ROWS];
     for at in (0..row_len).step_by(I::LANES) {
-        let line: [I::F32; TAPS] = std::array::from_fn(|t| {
+        let mut line = [isa.splat(0.0); TAPS];
+        for t in 0..TAPS {
             // SAFETY: a run of `row_len` pixels lies there, which is whole vectors.
-            unsafe { isa.load_at(pixels.as_ptr().add(offsets[t] + at)) }
-        });
+            line[t] = unsafe { isa.load_at(pixels.as_ptr().add(offsets[t] + at)) };
+        }
         for r in 0..ROWS {
             // SAFETY: there are so many rows of `row_len` values.
             let row = unsafe { isa.load_at(rows.as_ptr().add(r * row_len + at)) };

@@ -105,7 +105,12 @@ fn add<I: Isa, const ROWS: usize, const VECTORS: usize>(
     k: usize,
     line: &[f32],
 ) {
-    let line: [I::F32; VECTORS] = std::array::from_fn(|j| isa.load(&line[j * I::LANES..][..I::LANES]));
+    // A loop, not a closure: what the compiler does not inline would lose the instruction set.
+    let mut vectors = [isa.splat(0.0); VECTORS];
+    for j in 0..VECTORS {
+        vectors[j] = isa.load(&line[j * I::LANES..][..I::LANES]);
+    }
+    let line = vectors;
     for i in 0..ROWS {
         let weight = isa.splat(block[i * I::LANES + k]);
         for j in 0..VECTORS {

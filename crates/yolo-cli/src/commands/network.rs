@@ -12,7 +12,7 @@ use crate::fetch;
 /// # Errors
 /// Where neither is given, or one of them cannot be read.
 pub(super) fn open(cfg: Option<&str>, weights: Option<&str>, seed: u64) -> anyhow::Result<(Graph, Weights)> {
-    let weights = weights.map(|name| anyhow::Ok(Weights::open(fetch::resolve_weights(name)?)?)).transpose()?;
+    let weights = weights.map(fetch::open_weights).transpose()?;
     let config = match (cfg, &weights) {
         (Some(cfg), _) => NetworkConfig::open(cfg)?,
         (None, Some(weights)) => NetworkConfig::of_weights(weights)?,

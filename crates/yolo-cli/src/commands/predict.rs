@@ -13,7 +13,6 @@ use clap::ArgAction;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use yolo_core::picture::Style;
-use yolo_core::weights::Weights;
 use yolo_core::{DetectOptions, Detector, NetworkConfig};
 
 use crate::precision::{Precision, dtype};
@@ -23,7 +22,7 @@ use crate::predict::sources::{self, Found};
 use crate::predict::text::{boolean, list, quoted_list};
 use crate::predict::writer::Writer;
 use crate::predict::{self, Job, Outcome, Run, run_folder};
-use crate::{device, fetch};
+use crate::{built_in, device, fetch};
 
 /// Exit status where some pictures could not be used.
 const PARTLY: u8 = 1;
@@ -34,13 +33,16 @@ const INTERRUPTED: u8 = 130;
 
 /// Find objects in pictures, and their masks where the network is one for segmentation.
 ///
+/// With neither --weights nor --source, a network that is built in looks at pictures that are built in.
+///
 /// Exit status: 0 all done, 1 some pictures could not be used, 2 nothing could be done.
 #[derive(Debug, clap::Args)]
 // As argparse has it: the start of a flag stands for the flag, and the last of several counts.
 #[command(infer_long_args = true, args_override_self = true)]
 pub(crate) struct Args {
-    /// Weights: a .safetensors or .pt file, or the name of a published network
-    #[arg(long, action = ArgAction::Set, num_args = 1.., default_value = "yolov5s.pt", value_name = "FILE")]
+    /// Weights: a .safetensors or .pt file, the name of a published network, or of one that is built in: shapes-n-ghostdyn
+    /// or shapes-n-ghostdyn-seg [default: yolov5s.pt]
+    #[arg(long, action = ArgAction::Set, num_args = 1.., value_name = "FILE")]
     weights: Vec<String>,
 
     /// Network of weights that do not describe their own: a name (yolov5s) or a YAML file
@@ -48,12 +50,12 @@ pub(crate) struct Args {
     cfg: Option<String>,
 
     /// Picture, folder, pattern ('dir/*.jpg'), list (.txt, a path a line, relative to the list), or - for the bytes of one
-    /// picture on standard input
-    #[arg(long, default_value = "data/images", value_name = "SOURCE")]
-    source: PathBuf,
+    /// picture on standard input; without, for a network that is built in, pictures that are too [default: data/images]
+    #[arg(long, value_name = "SOURCE")]
+    source: Option<PathBuf>,
 
-    /// Size the network sees: one side, or height and width
-    #[arg(long, visible_aliases = ["img", "img-size"], action = ArgAction::Set, num_args = 1..=2, default_values_t = [640], value_name = "PIXELS")]
+    /// Size the network sees: one side, or height and width [default: what the weights say, else 640]
+    #[arg(long, visible_aliases = ["img", "img-size"], action = ArgAction::Set, num_args = 1..=2, value_name = "PIXELS")]
     imgsz: Vec<usize>,
 
     /// Smallest confidence of a detection
@@ -160,6 +162,23 @@ pub(crate) struct Args {
     quiet: bool,
 }
 
+impl Args {
+    /// `--weights`, or what runs without.
+    fn weights(&self) -> Vec<String> {
+        match (self.weights.as_slice(), &self.source) {
+            ([], None) => vec![built_in::NETWORKS[0].name.into()],
+            ([], Some(_)) => vec!["yolov5s.pt".into()],
+            (given, _) => given.to_vec(),
+        }
+    }
+
+    /// `--source`, or YOLOv5's; none for the pictures that are built in.
+    fn source(&self) -> Option<&Path> {
+        let built_in = self.weights().iter().all(|name| built_in::network(name).is_some());
+        self.source.as_deref().or((!built_in).then_some(Path::new("data/images")))
+    }
+}
+
 /// Runs the command.
 ///
 /// # Errors
@@ -175,7 +194,10 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn predict(args: &Args) -> anyhow::Result<ExitCode> {
-    let Found { pictures, refused } = sources::find(&args.source)?;
+    let Found { pictures, refused } = match args.source() {
+        Some(source) => sources::find(source)?,
+        None => sources::built_in(),
+    };
     let lines = if args.quiet {
         Lines::Off
     } else if args.json {
@@ -225,13 +247,15 @@ fn predict(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<Detector> {
-    let [weights] = args.weights.as_slice() else {
-        bail!("--weights: {} files were given; ensembles are not supported, give one", args.weights.len());
+    let weights = args.weights();
+    let [weights] = weights.as_slice() else {
+        bail!("--weights: {} files were given; ensembles are not supported, give one", weights.len());
     };
     let config = args.cfg.as_deref().map(NetworkConfig::open).transpose()?;
-    let weights = Weights::open(fetch::resolve_weights(weights)?)?;
+    let weights = fetch::open_weights(weights)?;
     let dtype = dtype(args.half, args.precision, device, console)?;
     let wanted_size = match *args.imgsz.as_slice() {
+        [] => [weights.metadata().imgsz.unwrap_or(640); 2],
         [side] => [side, side],
         [height, width] => [height, width],
         _ => bail!("--imgsz: expected one side, or height and width"),
@@ -319,9 +343,9 @@ fn arguments_line(args: &Args, detector: &Detector, project: &Path) -> String {
     let options = detector.options();
     let none = || "None".to_string();
     let values = [
-        ("weights", quoted_list(&args.weights)),
+        ("weights", quoted_list(&args.weights())),
         ("cfg", args.cfg.clone().unwrap_or_else(none)),
-        ("source", args.source.display().to_string()),
+        ("source", args.source().map_or_else(|| "built in".into(), |source| source.display().to_string())),
         ("imgsz", list(&options.imgsz)),
         ("conf_thres", format!("{:?}", args.conf_thres)),
         ("iou_thres", format!("{:?}", args.iou_thres)),

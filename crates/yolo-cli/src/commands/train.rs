@@ -15,7 +15,7 @@ use yolo_core::NetworkConfig;
 use yolo_core::weights::Weights;
 use yolo_train::Hyp;
 use yolo_train::loss::BoxLoss;
-use yolo_train::optim::OptimizerKind;
+use yolo_train::optim::{NOMINAL_BATCH, OptimizerKind};
 use yolo_train::trainer::{Event, Outcome, Stop, TrainOptions, Trainer};
 
 use crate::predict::run_folder;
@@ -112,6 +112,10 @@ pub(crate) struct Args {
     /// SGD, Adam or AdamW
     #[arg(long, default_value_t = OptimizerKind::Sgd, value_name = "NAME")]
     optimizer: OptimizerKind,
+
+    /// Pictures that a step of the optimiser is for: gradients of smaller batches are gathered up to it
+    #[arg(long, default_value_t = NOMINAL_BATCH, value_name = "N")]
+    nominal_batch: usize,
 
     /// Threads that make batches; the batches do not depend on their number
     #[arg(long, default_value_t = 8, value_name = "N")]
@@ -274,6 +278,7 @@ fn options(args: &Args, weights: Option<PathBuf>) -> anyhow::Result<TrainOptions
         cfg: args.cfg.clone(),
         epochs: args.epochs,
         batch_size,
+        nominal_batch: args.nominal_batch.max(1),
         imgsz: args.imgsz,
         rect: args.rect,
         nosave: args.nosave,
@@ -355,6 +360,7 @@ fn arguments_line(args: &Args, options: &TrainOptions, segments: bool, project: 
         ("save_period", args.save_period.to_string()),
         ("seed", args.seed.to_string()),
         ("box_loss", args.box_loss.to_string()),
+        ("nominal_batch", args.nominal_batch.to_string()),
     ];
     if segments {
         values.push(("mask_ratio", args.mask_ratio.to_string()));

@@ -9,7 +9,6 @@ use anyhow::{Context, bail};
 use candle_core::Device;
 use clap::ValueEnum;
 use yolo_core::NetworkConfig;
-use yolo_core::weights::Weights;
 use yolo_train::data::{DatasetConfig, Loader, LoaderOptions, MaskOptions, Split};
 use yolo_train::validate::coco::{
     CocoResults, Kind, Truth, coco_categories, coco_map, open_annotations, write_records,
@@ -42,7 +41,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "data/coco128.yaml", value_name = "FILE")]
     data: PathBuf,
 
-    /// Weights: a .safetensors or .pt file, or the name of a published network
+    /// Weights: a .safetensors or .pt file, the name of a published network, or of one that is built in
     #[arg(long, default_value = "yolov5s.pt", value_name = "FILE")]
     weights: String,
 
@@ -54,9 +53,9 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 32, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     batch_size: u16,
 
-    /// Longer side of what the network sees
-    #[arg(long, visible_aliases = ["img", "img-size"], default_value_t = 640, value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
-    imgsz: u32,
+    /// Longer side of what the network sees [default: what the weights say, else 640]
+    #[arg(long, visible_aliases = ["img", "img-size"], value_name = "PIXELS", value_parser = clap::value_parser!(u32).range(1..=16384))]
+    imgsz: Option<u32>,
 
     /// Smallest confidence of a detection [default: 0.001, for speed 0.25]
     #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
@@ -166,18 +165,19 @@ impl Task {
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let console = Console::new(Lines::Stdout, 0);
     let device = device::open(&args.device)?;
-    let (mut network, named) = load(args, &device, &console)?;
+    let (mut network, named, trained) = load(args, &device, &console)?;
+    let imgsz = args.imgsz.or(trained).unwrap_or(640);
     let config = DatasetConfig::open(&args.data)?;
     let project = args.project.clone().unwrap_or_else(|| default_project(&network));
-    console.line(&arguments_line(args, &network, &project))?;
+    console.line(&arguments_line(args, imgsz, &network, &project))?;
     console.line(&format!(
         "yolo {} {}\n\n{}",
         env!("CARGO_PKG_VERSION"),
         device::name(&device),
-        network.graph().summary(args.imgsz as usize)?.line()
+        network.graph().summary(imgsz as usize)?.line()
     ))?;
 
-    let loader = open_loader(args, &config, &network, &console)?;
+    let loader = open_loader((args, imgsz), &config, &network, &console)?;
     let set = loader.dataset();
     let names = if named && !args.single_cls { network.names() } else { set.classes() }.to_vec();
     let coco = wants_json(args).then(|| categories(&config, set.classes().len()));
@@ -231,26 +231,31 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(if corrupt > 0 { ExitCode::from(PARTLY) } else { ExitCode::SUCCESS })
 }
 
-/// The network, and whether its weights name its classes.
-fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<(Network, bool)> {
+/// The network, whether its weights name its classes, and the side that they say it was trained at.
+fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<(Network, bool, Option<u32>)> {
     let config = args.cfg.as_deref().map(NetworkConfig::open).transpose()?;
-    let weights = Weights::open(fetch::resolve_weights(&args.weights)?)?;
+    let weights = fetch::open_weights(&args.weights)?;
     let dtype = dtype(args.half, args.precision, device, console)?;
     let named = weights.metadata().names.is_some();
-    Ok((Network::load(&weights, config.as_ref(), device, dtype)?, named))
+    let trained = weights.metadata().imgsz.and_then(|side| u32::try_from(side).ok()).filter(|side| *side > 0);
+    Ok((Network::load(&weights, config.as_ref(), device, dtype)?, named, trained))
 }
 
 fn default_project(network: &Network) -> PathBuf {
     if network.segments() { "runs/val-seg" } else { "runs/val" }.into()
 }
 
-fn open_loader(args: &Args, config: &DatasetConfig, network: &Network, console: &Console) -> anyhow::Result<Loader> {
+fn open_loader(
+    (args, imgsz): (&Args, u32),
+    config: &DatasetConfig,
+    network: &Network,
+    console: &Console,
+) -> anyhow::Result<Loader> {
     let stride = network.graph().stride().max(1) as u32;
-    let size = args.imgsz.next_multiple_of(stride);
-    if size != args.imgsz {
+    let size = imgsz.next_multiple_of(stride);
+    if size != imgsz {
         console.problem(&format!(
-            "warning: --imgsz {} must be a multiple of the stride {stride}, going on with {size}",
-            args.imgsz
+            "warning: --imgsz {imgsz} must be a multiple of the stride {stride}, going on with {size}"
         ));
     }
     let batch = usize::from(args.batch_size);
@@ -375,7 +380,7 @@ fn annotated(path: &Path, masks: bool, results: &CocoResults) -> anyhow::Result<
 }
 
 /// YOLOv5's first line: what the run was called with.
-fn arguments_line(args: &Args, network: &Network, project: &Path) -> String {
+fn arguments_line(args: &Args, imgsz: u32, network: &Network, project: &Path) -> String {
     let script = if network.segments() { "segment/val" } else { "val" };
     let Options { conf_thres, iou_thres, .. } = options(args, None);
     let none = || "None".to_string();
@@ -384,7 +389,7 @@ fn arguments_line(args: &Args, network: &Network, project: &Path) -> String {
         ("weights", args.weights.clone()),
         ("cfg", args.cfg.clone().unwrap_or_else(none)),
         ("batch_size", args.batch_size.to_string()),
-        ("imgsz", args.imgsz.to_string()),
+        ("imgsz", imgsz.to_string()),
         ("conf_thres", format!("{conf_thres:?}")),
         ("iou_thres", format!("{iou_thres:?}")),
         ("max_det", args.max_det.to_string()),

@@ -2,12 +2,12 @@
 //!
 //! Everything is made in memory here; [`super::writer`] puts it on disk.
 
-use std::fmt::Write;
+use std::fmt::{Display, Write};
 use std::io::Cursor;
 use std::path::Path;
 
-use image::codecs::jpeg::JpegEncoder;
 use image::{ImageFormat, RgbImage};
+use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
 use serde::Serialize;
 use yolo_core::picture::{self, Style};
 use yolo_core::{Detection, Error};
@@ -123,14 +123,27 @@ pub(crate) fn picture_ending(file: &Path) -> String {
 
 /// Encodes a picture in the format of a file name's ending; JPEG where it names none.
 fn encode(image: &RgbImage, file: &Path) -> anyhow::Result<Vec<u8>> {
-    let mut bytes = Cursor::new(Vec::new());
+    let problem = |error: &dyn Display| Error::picture(file, format!("the drawn picture cannot be encoded: {error}"));
     let format = file.extension().and_then(ImageFormat::from_extension).filter(ImageFormat::writing_enabled);
     match format {
-        Some(format) if format != ImageFormat::Jpeg => image.write_to(&mut bytes, format),
-        _ => image.write_with_encoder(JpegEncoder::new_with_quality(&mut bytes, JPEG_QUALITY)),
+        Some(format) if format != ImageFormat::Jpeg => {
+            let mut bytes = Cursor::new(Vec::new());
+            image.write_to(&mut bytes, format).map_err(|error| problem(&error))?;
+            Ok(bytes.into_inner())
+        }
+        _ => {
+            let side =
+                |side: u32| u16::try_from(side).map_err(|_| problem(&format!("JPEG has no side of {side} pixels")));
+            let (width, height) = (side(image.width())?, side(image.height())?);
+            let mut bytes = Vec::new();
+            // The image crate's encoder would take longer than a small network.
+            let mut encoder = Encoder::new(&mut bytes, JPEG_QUALITY);
+            // As OpenCV writes it.
+            encoder.set_sampling_factor(SamplingFactor::F_2_2);
+            encoder.encode(image, width, height, ColorType::Rgb).map_err(|error| problem(&error))?;
+            Ok(bytes)
+        }
     }
-    .map_err(|error| Error::picture(file, format!("the drawn picture cannot be encoded: {error}")))?;
-    Ok(bytes.into_inner())
 }
 
 /// One line of a label file, fractions computed in f32 and printed with `%g` as YOLOv5 does.

@@ -10,6 +10,8 @@ use anyhow::{Context, bail};
 use image::RgbImage;
 use yolo_core::picture;
 
+use crate::built_in::{self, Picture};
+
 /// Endings of pictures that can be decoded.
 const PICTURES: [&str; 7] = ["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
 /// Endings of pictures that YOLOv5 reads and this program does not.
@@ -26,6 +28,8 @@ pub(crate) enum Source {
     File(PathBuf),
     /// The bytes of one picture on standard input.
     Stdin,
+    /// A picture that is built in.
+    BuiltIn(&'static Picture),
 }
 
 impl Source {
@@ -47,6 +51,7 @@ impl Source {
                 stdin.lock().take(MAX_STDIN_BYTES).read_to_end(&mut bytes).context("standard input")?;
                 Ok(picture::from_bytes(&bytes, "standard input")?)
             }
+            Self::BuiltIn(own) => Ok(picture::from_bytes(own.bytes, own.name)?),
         }
     }
 
@@ -55,6 +60,7 @@ impl Source {
         match self {
             Self::File(path) => path.file_name().unwrap_or(OsStr::new("picture.jpg")),
             Self::Stdin => OsStr::new("stdin.jpg"),
+            Self::BuiltIn(picture) => OsStr::new(picture.name),
         }
     }
 
@@ -62,7 +68,7 @@ impl Source {
     pub(crate) fn folder(&self) -> Option<&Path> {
         match self {
             Self::File(path) => path.parent(),
-            Self::Stdin => None,
+            Self::Stdin | Self::BuiltIn(_) => None,
         }
     }
 }
@@ -72,6 +78,7 @@ impl fmt::Display for Source {
         match self {
             Self::File(path) => path.display().fmt(f),
             Self::Stdin => f.write_str("-"),
+            Self::BuiltIn(picture) => f.write_str(picture.name),
         }
     }
 }
@@ -83,6 +90,11 @@ pub(crate) struct Found {
     pub(crate) pictures: Vec<Source>,
     /// A sentence for everything that was asked for and cannot be used: a line of a list whose file is missing, a video.
     pub(crate) refused: Vec<String>,
+}
+
+/// The pictures that are built in.
+pub(crate) fn built_in() -> Found {
+    Found { pictures: built_in::PICTURES.iter().map(Source::BuiltIn).collect(), refused: Vec::new() }
 }
 
 /// Finds the pictures of a `--source`, in YOLOv5's order: a folder's and a pattern's by name, a list's by its sorted lines.

@@ -15,6 +15,7 @@ mod twin;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use dyconv_kernels::cpu::channels_last::{Program, RunOptions, Session as ProgramSession, Step, multiplies_bf16};
+use dyconv_kernels::cpu::{IsaName, available};
 
 use crate::graph::{Graph, NodeId, Output, Shape};
 use crate::weights::{Expected, Weights};
@@ -30,6 +31,25 @@ pub fn peak_operations_per_second(threads: usize) -> Result<f64> {
         argument: "threads",
         problem: format!("{threads} threads cannot be started: {cause}"),
     })
+}
+
+/// Checks that the environment variable `DYCONV_ISA`, where it is set, names an instruction set that this CPU has kernels for;
+/// the kernels themselves take the widest one where it does not.
+///
+/// # Errors
+/// A sentence that lists those it has.
+pub fn check_instruction_set() -> Result<()> {
+    let wanted = std::env::var_os("DYCONV_ISA").unwrap_or_default();
+    let names: Vec<&str> = available().into_iter().map(IsaName::name).collect();
+    if wanted.is_empty() || names.iter().any(|name| wanted == *name) {
+        return Ok(());
+    }
+    let problem = format!(
+        "{} is no instruction set of this CPU: unset it, or set it to one of {}",
+        wanted.display(),
+        names.join(", ")
+    );
+    Err(Error::Argument { argument: "DYCONV_ISA", problem })
 }
 
 /// What convolutions multiply; sums are in f32.

@@ -50,6 +50,7 @@ enum Held {
 /// The bytes of a whole file.
 pub(super) enum Data {
     Mapped(Mmap),
+    Static(&'static [u8]),
     None,
 }
 
@@ -74,6 +75,7 @@ impl Data {
     pub(super) fn bytes(&self) -> &[u8] {
         match self {
             Self::Mapped(map) => map,
+            Self::Static(bytes) => bytes,
             Self::None => &[],
         }
     }
@@ -89,6 +91,16 @@ impl Weights {
         let path = path.as_ref();
         let data = Data::open(path)?;
         let inner = parse(path, data).map_err(|problem| Error::weights(path, problem))?;
+        Ok(Self(Arc::new(inner)))
+    }
+
+    /// Weights of a safetensors file that is part of the program; messages call it `name`. No tensor is copied yet.
+    ///
+    /// # Errors
+    /// As [`Weights::open`].
+    pub fn from_static(name: &str, bytes: &'static [u8]) -> Result<Self> {
+        let path = Path::new(name);
+        let inner = parse(path, Data::Static(bytes)).map_err(|problem| Error::weights(path, problem))?;
         Ok(Self(Arc::new(inner)))
     }
 

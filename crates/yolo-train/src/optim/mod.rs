@@ -9,8 +9,7 @@ mod stopping;
 
 pub use ema::Ema;
 pub use optimizer::{Group, Optimizer, OptimizerKind, Parameter};
-pub use schedule::{Rates, Schedule};
+pub use schedule::{NOMINAL_BATCH, Rates, Schedule};
 pub use stopping::EarlyStopping;
 
 pub(crate) use elementwise::blend;
-pub(crate) use schedule::NOMINAL_BATCH;

@@ -2,8 +2,8 @@
 
 /// Batches for which YOLOv5 warms up at least.
 const MIN_WARMUP: f64 = 100.0;
-/// The batch size that gradients are gathered for.
-pub(crate) const NOMINAL_BATCH: f64 = 64.0;
+/// The batch size that YOLOv5 gathers gradients for.
+pub const NOMINAL_BATCH: usize = 64;
 
 /// YOLOv5's schedule.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,6 +26,8 @@ pub struct Schedule {
     pub momentum: f64,
     /// Pictures a batch.
     pub batch: usize,
+    /// Pictures that gradients are gathered for before a step; [`NOMINAL_BATCH`] in YOLOv5.
+    pub nominal: usize,
 }
 
 /// What a batch is trained with.
@@ -46,10 +48,10 @@ impl Schedule {
         (epochs * batches as f64).round_ties_even().max(MIN_WARMUP) as usize
     }
 
-    /// Batches whose gradients make up the nominal batch of 64 pictures.
+    /// Batches of `batch` pictures whose gradients make up the nominal batch.
     #[must_use]
-    pub fn accumulation(batch: usize) -> usize {
-        (NOMINAL_BATCH / batch.max(1) as f64).round_ties_even().max(1.0) as usize
+    pub fn accumulation(batch: usize, nominal: usize) -> usize {
+        (nominal as f64 / batch.max(1) as f64).round_ties_even().max(1.0) as usize
     }
 
     /// The learning rate of an epoch as a share of `lr0`.
@@ -66,15 +68,17 @@ impl Schedule {
     /// What batch `step` (counted over all epochs) of epoch `epoch` is trained with.
     #[must_use]
     pub fn at(&self, step: usize, epoch: usize) -> Rates {
-        let lr = self.lr0 * self.factor(epoch);
-        let accumulate = Self::accumulation(self.batch);
+        let accumulate = Self::accumulation(self.batch, self.nominal);
         if step > self.warmup {
+            // YOLOv5's scheduler is an epoch behind its warm-up.
+            let lr = self.lr0 * self.factor(epoch.saturating_sub(1));
             return Rates { learning_rates: [lr; 3], momentum: self.momentum, accumulate };
         }
+        let lr = self.lr0 * self.factor(epoch);
         let done = step as f64 / self.warmup.max(1) as f64;
         let between = |from: f64, to: f64| from + (to - from) * done;
         let others = between(0.0, lr);
-        let batches = between(1.0, NOMINAL_BATCH / self.batch.max(1) as f64);
+        let batches = between(1.0, self.nominal as f64 / self.batch.max(1) as f64);
         Rates {
             learning_rates: [between(self.warmup_bias_lr, lr), others, others],
             momentum: between(self.warmup_momentum, self.momentum),
@@ -98,6 +102,7 @@ mod tests {
             warmup_momentum: 0.8,
             momentum: 0.937,
             batch: 8,
+            nominal: NOMINAL_BATCH,
         }
     }
 
@@ -129,7 +134,8 @@ mod tests {
         assert!(near(half.momentum, 0.8685) && half.accumulate == 4);
         let end = schedule.at(200, 2);
         assert!(near(end.learning_rates[0], 0.01 * schedule.factor(2)) && end.accumulate == 8);
-        assert_eq!(schedule.at(201, 2).learning_rates, [0.01 * schedule.factor(2); 3]);
+        assert_eq!(schedule.at(201, 2).learning_rates, [0.01 * schedule.factor(1); 3]);
+        assert_eq!(Schedule { warmup: 0, ..schedule }.at(1, 0).learning_rates, [0.01; 3]);
     }
 
     #[test]
@@ -137,6 +143,7 @@ mod tests {
         assert_eq!(Schedule::warmup_batches(3.0, 10), 100);
         assert_eq!(Schedule::warmup_batches(3.0, 125), 375);
         let sizes = [1, 8, 16, 40, 43, 64, 200];
-        assert_eq!(sizes.map(Schedule::accumulation), [64, 8, 4, 2, 1, 1, 1]);
+        assert_eq!(sizes.map(|size| Schedule::accumulation(size, NOMINAL_BATCH)), [64, 8, 4, 2, 1, 1, 1]);
+        assert_eq!(sizes.map(|size| Schedule::accumulation(size, 16)), [16, 2, 1, 1, 1, 1, 1]);
     }
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::checkpoint::write_text;
 use crate::data::PictureCache;
 use crate::loss::BoxLoss;
-use crate::optim::OptimizerKind;
+use crate::optim::{NOMINAL_BATCH, OptimizerKind};
 use crate::{Error, Hyp, Result};
 
 /// Options of a run, under the names of YOLOv5's `opt.yaml`.
@@ -23,6 +23,9 @@ pub struct TrainOptions {
     pub epochs: usize,
     /// Pictures a batch.
     pub batch_size: usize,
+    /// Pictures that a step of the optimiser is for: gradients of smaller batches are gathered.
+    #[serde(default = "nominal_batch")]
+    pub nominal_batch: usize,
     /// Side of the square input in pixels.
     pub imgsz: usize,
     /// Batches of pictures of like proportions, without mosaics.
@@ -72,6 +75,11 @@ pub struct TrainOptions {
     pub save_dir: PathBuf,
 }
 
+/// Of runs that do not say.
+fn nominal_batch() -> usize {
+    NOMINAL_BATCH
+}
+
 impl TrainOptions {
     /// train.py's defaults.
     #[must_use]
@@ -82,6 +90,7 @@ impl TrainOptions {
             data: data.into(),
             epochs: 100,
             batch_size: 16,
+            nominal_batch: NOMINAL_BATCH,
             imgsz: 640,
             rect: false,
             nosave: false,

@@ -125,8 +125,8 @@ impl Trainer {
         let names = train.dataset().classes().to_vec();
         let (pictures, batches) = (train.labels().len(), train.len());
 
-        let accumulate = Schedule::accumulation(options.batch_size);
-        let decay = hyp.weight_decay * (options.batch_size * accumulate) as f64 / crate::optim::NOMINAL_BATCH;
+        let accumulate = Schedule::accumulation(options.batch_size, options.nominal_batch);
+        let decay = hyp.weight_decay * (options.batch_size * accumulate) as f64 / options.nominal_batch.max(1) as f64;
         let mut optimizer = Optimizer::new(options.optimizer, learner.parameters(), hyp.lr0, hyp.momentum, decay)?;
         let sizes = optimizer.group_sizes();
         let [bias, weight, norm] = [Group::Bias, Group::Weight, Group::Norm].map(|group| sizes[group as usize]);
@@ -144,6 +144,7 @@ impl Trainer {
             warmup_momentum: hyp.warmup_momentum,
             momentum: hyp.momentum,
             batch: options.batch_size,
+            nominal: options.nominal_batch,
         };
 
         let mut state = State::new(pictures, batches, classes);
