@@ -12,10 +12,12 @@ use crate::process::root;
 const MAX_LINES: usize = 600;
 /// Larger files weigh on every clone.
 const MAX_BYTES: u64 = 2_000_000;
-/// Whole networks with PyTorch's outputs.
-const LARGE: [&str; 2] = [
+/// Whole networks with PyTorch's outputs, and those that the program carries.
+const LARGE: [&str; 4] = [
     "crates/yolo-core/tests/data/goldens/net_n_detect_C3_GhostDynamicConv.safetensors",
     "crates/yolo-core/tests/data/goldens/net_n_segment_C3_GhostDynamicConv.safetensors",
+    "weights/shapes-n-ghostdyn.safetensors",
+    "weights/shapes-n-ghostdyn-seg.safetensors",
 ];
 
 pub(crate) fn run() -> anyhow::Result<()> {
