@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::ArgAction;
+use clap::builder::RangedU64ValueParser;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use yolo_core::NetworkConfig;
@@ -114,7 +115,7 @@ pub(crate) struct Args {
     optimizer: OptimizerKind,
 
     /// Pictures that a step of the optimiser is for: gradients of smaller batches are gathered up to it
-    #[arg(long, default_value_t = NOMINAL_BATCH, value_name = "N")]
+    #[arg(long, default_value_t = NOMINAL_BATCH, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(1..))]
     nominal_batch: usize,
 
     /// Threads that make batches; the batches do not depend on their number
@@ -278,7 +279,7 @@ fn options(args: &Args, weights: Option<PathBuf>) -> anyhow::Result<TrainOptions
         cfg: args.cfg.clone(),
         epochs: args.epochs,
         batch_size,
-        nominal_batch: args.nominal_batch.max(1),
+        nominal_batch: args.nominal_batch,
         imgsz: args.imgsz,
         rect: args.rect,
         nosave: args.nosave,

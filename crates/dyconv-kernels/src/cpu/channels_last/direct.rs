@@ -415,6 +415,8 @@ impl<'a> Job<'a> {
         let (lengths, parts) = self.lengths();
         let lengths = &lengths[..parts];
         if conv.bf16 {
+            // The table was made for one and is read by the other.
+            const { assert!(I::Bf16::LANES == I::LANES && I::Bf16::TILE_ROWS == I::TILE_ROWS) };
             if let Some(isa) = isa.bf16() {
                 isa.run(
                     #[inline(always)]
