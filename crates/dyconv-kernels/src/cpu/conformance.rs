@@ -510,7 +510,7 @@ fn machine_has(isa: IsaName) -> bool {
         IsaName::Neon => cfg!(target_arch = "aarch64"),
         _ if !cfg!(target_arch = "x86_64") => false,
         IsaName::Avx2 => cpu_flags().is_superset(&["avx2", "fma"].map(String::from).into()),
-        IsaName::Avx512 => cpu_flags().contains("avx512f"),
+        IsaName::Avx512 => cpu_flags().is_superset(&["avx512f", "avx512vl"].map(String::from).into()),
     }
 }
 
@@ -520,6 +520,7 @@ fn cpu_flags() -> BTreeSet<String> {
         ("avx2", cfg!(target_feature = "avx2")),
         ("fma", cfg!(target_feature = "fma")),
         ("avx512f", cfg!(target_feature = "avx512f")),
+        ("avx512vl", cfg!(target_feature = "avx512vl")),
     ];
     let taken = taken.into_iter().filter(|(_, has)| *has).map(|(flag, _)| flag.to_string());
     let text = if SMALL { String::new() } else { std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default() };

@@ -1,7 +1,8 @@
 //! Convolution with one kernel a channel: every output vector is a sum of shifted vectors of the padded map, in registers.
 //!
 //! Windows of 3x3 and 5x5 of stride 1 go along the rows of the map; others use the phases of [`super::planes`]. Where there are
-//! samples enough for all threads, a thread takes a sample from its averages to its result, while its maps are in a near cache.
+//! samples enough for all threads, a thread takes a sample from its averages to its result, while its maps are in a near cache;
+//! else all threads sum the maps, and go on with the convolution without being woken again.
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
@@ -9,7 +10,9 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::isa::{Isa, copy};
+use super::phases::phases;
 use super::planes::{Piece, Planes};
+use super::shared::Shared;
 use super::{ConvShape, Epilogue, Kernels, Router, mix, route, with_kept};
 
 /// Vectors of outputs that are summed at a time.
@@ -20,11 +23,17 @@ const PLANE_VALUES: usize = 4096;
 const ROWS: usize = 4;
 /// Outputs of a task, about: worth its start.
 const TASK_VALUES: usize = 8192;
+/// Values of maps that a thread takes at a time where it need not be woken for them.
+const STEP_VALUES: usize = 4096;
+/// Values of a cache line.
+const LINE: usize = 16;
 
 /// What a thread keeps between tasks.
 #[derive(Default)]
 struct Scratch {
     plane: Vec<f32>,
+    /// For which lines the sides of the plane are zeros: their number, their length, and where in them the map begins and ends.
+    lines: (usize, usize, usize, usize),
     sums: Vec<f32>,
     offsets: Vec<u32>,
     /// A sample's averages, routing weights and kernels.
@@ -35,7 +44,7 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
     /// Mixed kernels, kept by the thread that called.
     static MIXED: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
-    /// Routing weights, kept likewise.
+    /// Averages and routing weights, kept likewise.
     static ROUTING: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
@@ -60,12 +69,7 @@ pub(super) fn conv2d<I: Isa>(
         Kernels::Routed { ref router, experts } if by_samples(shape) => {
             routed(isa, x, (router, experts), epilogue, y, shape);
         }
-        Kernels::Routed { ref router, experts } => with_kept(&ROUTING, |weights| {
-            let len = shape.batch * router.bias.len();
-            weights.resize(len.max(weights.len()), 0.0);
-            route::by_router(isa, x, router, &mut weights[..len]);
-            conv2d(isa, x, &Kernels::Mixed { weights: &weights[..len], experts }, epilogue, y, shape);
-        }),
+        Kernels::Routed { ref router, experts } => together(isa, x, (router, experts), epilogue, y, shape),
     }
 }
 
@@ -89,9 +93,10 @@ fn routed<I: Isa>(
     let window = shape.config.kernel.0 * shape.config.kernel.1;
     let (count, len) = (router.bias.len(), shape.kernel_len());
     let samples = x.par_chunks_exact(channels * map).zip(y.par_chunks_exact_mut(channels * plane));
-    samples.enumerate().for_each(|(sample, (x, y))| {
+    samples.enumerate().for_each(|(sample, (maps, y))| {
         // SAFETY: the values are written by `channel`, row by row, before anything reads them.
         let y = unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast::<f32>(), y.len()) };
+        let next = x.get((sample + 1) * channels * map..).unwrap_or_default();
         SCRATCH.with_borrow_mut(|scratch| {
             let mut sample_scratch = std::mem::take(&mut scratch.sample);
             sample_scratch.resize((channels + count + len).max(sample_scratch.len()), 0.0);
@@ -101,25 +106,115 @@ fn routed<I: Isa>(
                 #[inline(always)]
                 || {
                     for channel in 0..channels {
-                        averages[channel] = route::sum(isa, &x[channel * map..][..map]) / map as f32;
+                        averages[channel] = route::sum(isa, &maps[channel * map..][..map]) / map as f32;
                     }
                     route::weights(isa, averages, router, weights);
                 },
             );
-            mix::mix_one(isa, weights, experts, &mut mixed[..len]);
+            mix::mix_part(isa, weights, (experts, len), 0, &mut mixed[..len]);
             for channel in 0..channels {
                 let kernel = &mixed[channel * window..][..window];
                 let out = &mut y[channel * plane..][..plane];
                 isa.run(
                     #[inline(always)]
                     || {
-                        self::channel(isa, &x[channel * map..][..map], kernel, out, shape, scratch);
+                        // What the next sample's averages will read: summing alone would wait for it.
+                        if let Some(next) = next.get(channel * map..(channel + 1) * map) {
+                            for line in next.chunks(LINE) {
+                                isa.prefetch(line);
+                            }
+                        }
+                        self::channel(isa, &maps[channel * map..][..map], kernel, out, shape, scratch);
                         epilogue.apply(out, sample, channel, channels);
                     },
                 );
             }
             scratch.sample = sample_scratch;
         });
+    });
+}
+
+/// Routing, mixing and convolution, on all threads together.
+fn together<I: Isa>(
+    isa: I,
+    x: &[f32],
+    (router, experts): (&Router<'_>, &[f32]),
+    epilogue: &Epilogue<'_>,
+    y: &mut [MaybeUninit<f32>],
+    shape: &ConvShape,
+) {
+    let channels = shape.in_channels;
+    let (map, plane) = (shape.input.0 * shape.input.1, shape.output.0 * shape.output.1);
+    let window = shape.config.kernel.0 * shape.config.kernel.1;
+    let (count, len) = (router.bias.len(), shape.kernel_len());
+    let step = (STEP_VALUES / map).clamp(1, channels);
+    let steps = channels.div_ceil(step);
+    // The channels of a task.
+    let piece = |task: usize| (task / steps, task % steps * step..(task % steps * step + step).min(channels));
+    with_kept(&ROUTING, |kept| {
+        kept.resize((shape.batch * (channels + count)).max(kept.len()), 0.0);
+        let (averages, rest) = kept.split_at_mut(shape.batch * channels);
+        let averages = Shared::filled(averages);
+        let weights = Shared::filled(&mut rest[..shape.batch * count]);
+        let y = Shared::new(y);
+        let sum = |task: usize| {
+            let (sample, piece) = piece(task);
+            // SAFETY: no two tasks have a map in common.
+            let averages = unsafe { averages.part(sample * channels + piece.start, piece.len()) };
+            let maps = x[(sample * channels + piece.start) * map..].chunks_exact(map);
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (average, map) in averages.iter_mut().zip(maps) {
+                        *average = route::sum(isa, map) / map.len() as f32;
+                    }
+                },
+            );
+        };
+        let weigh = || {
+            for sample in 0..shape.batch {
+                // SAFETY: all averages have been written, and nothing else runs meanwhile.
+                let (a, w) =
+                    unsafe { (averages.part(sample * channels, channels), weights.part(sample * count, count)) };
+                isa.run(
+                    #[inline(always)]
+                    || route::weights(isa, a, router, w),
+                );
+            }
+        };
+        let convolve = |task: usize| {
+            let (sample, piece) = piece(task);
+            // SAFETY: nothing writes to the weights now; as for averages, no two tasks have a map in common, and its values are
+            // written by `channel`, row by row, before anything reads them.
+            let (weights, y) = unsafe {
+                let first = (sample * channels + piece.start) * plane;
+                (&*weights.part(sample * count, count), y.part(first, piece.len() * plane))
+            };
+            SCRATCH.with_borrow_mut(|scratch| {
+                let mut mixed = std::mem::take(&mut scratch.sample);
+                mixed.resize((step * window).max(mixed.len()), 0.0);
+                let kernels = &mut mixed[..piece.len() * window];
+                mix::mix_part(isa, weights, (experts, len), piece.start * window, kernels);
+                for ((channel, kernel), out) in piece.zip(kernels.chunks_exact(window)).zip(y.chunks_exact_mut(plane)) {
+                    isa.run(
+                        #[inline(always)]
+                        || {
+                            let maps = &x[(sample * channels + channel) * map..][..map];
+                            self::channel(isa, maps, kernel, out, shape, scratch);
+                            epilogue.apply(out, sample, channel, channels);
+                        },
+                    );
+                }
+                scratch.sample = mixed;
+            });
+        };
+        let task = |phase, task| if phase == 0 { sum(task) } else { convolve(task) };
+        let between = |phase| {
+            if phase == 0 {
+                weigh()
+            }
+        };
+        phases(2, shape.batch * steps, task, between);
     });
 }
 
@@ -157,10 +252,17 @@ fn convolve<I: Isa>(
 #[inline(always)]
 fn channel<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &ConvShape, scratch: &mut Scratch) {
     let config = &shape.config;
-    let plain = config.stride == (1, 1) && config.dilation == (1, 1) && shape.output.1 >= I::LANES;
+    let plain = config.stride == (1, 1) && config.dilation == (1, 1);
+    // Lanes that the vectors of a row have, those counted twice that overlap.
+    let lanes = |lanes: usize| shape.output.1.next_multiple_of(lanes);
+    let shorter = shape.output.1 < I::LANES || lanes(I::Half::LANES) < lanes(I::LANES);
+    let half = isa.half();
     match config.kernel {
-        (3, 3) if plain => along_rows::<I, 3>(isa, x, kernel, y, shape, scratch),
-        (5, 5) if plain => along_rows::<I, 5>(isa, x, kernel, y, shape, scratch),
+        _ if !plain || shape.output.1 < I::Half::LANES => by_phases(isa, x, kernel, y, shape, scratch),
+        (3, 3) if shorter => along_rows::<_, 3>(half, x, kernel, y, shape, scratch),
+        (5, 5) if shorter => along_rows::<_, 5>(half, x, kernel, y, shape, scratch),
+        (3, 3) => along_rows::<I, 3>(isa, x, kernel, y, shape, scratch),
+        (5, 5) => along_rows::<I, 5>(isa, x, kernel, y, shape, scratch),
         _ => by_phases(isa, x, kernel, y, shape, scratch),
     }
 }
@@ -179,7 +281,13 @@ fn along_rows<I: Isa, const K: usize>(
     let (top, left) = shape.config.padding;
     let line = columns + K - 1;
     let band = (PLANE_VALUES / line).clamp(1, rows);
-    scratch.plane.resize(((band + K - 1) * line).max(scratch.plane.len()), 0.0);
+    let lines = band + K - 1;
+    let count = width.min(line.saturating_sub(left));
+    scratch.plane.resize((lines * line).max(scratch.plane.len()), 0.0);
+    if scratch.lines != (lines, line, left, left + count) {
+        scratch.lines = (lines, line, left, left + count);
+        scratch.plane.fill(0.0);
+    }
     let mut weights = [[isa.splat(0.0); K]; K];
     for ky in 0..K {
         for kx in 0..K {
@@ -190,12 +298,12 @@ fn along_rows<I: Isa, const K: usize>(
     while first < rows {
         let here = band.min(rows - first);
         let plane = &mut scratch.plane[..(here + K - 1) * line];
-        plane.fill(0.0);
-        for row in 0..here + K - 1 {
+        for (row, values) in plane.chunks_exact_mut(line).enumerate() {
             let from = (first + row).wrapping_sub(top);
-            if from < height && left < line {
-                let count = width.min(line - left);
-                copy(isa, &x[from * width..][..count], &mut plane[row * line + left..][..count]);
+            if from >= height {
+                values.fill(0.0);
+            } else if count > 0 {
+                copy(isa, &x[from * width..][..count], &mut values[left..][..count]);
             }
         }
         let y = &mut y[first * columns..][..here * columns];
@@ -269,6 +377,7 @@ fn by_phases<I: Isa>(isa: I, x: &[f32], kernel: &[f32], y: &mut [f32], shape: &C
         let padded = numbers.next_multiple_of(VECTORS * I::LANES);
         let needed = planes.channel_len() + VECTORS * I::LANES;
         scratch.plane.resize(needed.max(scratch.plane.len()), 0.0);
+        scratch.lines = Default::default();
         scratch.sums.resize(padded.max(scratch.sums.len()), 0.0);
         if planes.bordered(shape) {
             scratch.plane[..planes.channel_len()].fill(0.0);

@@ -14,6 +14,8 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     type F32: Copy;
     /// The same set with what it has for bf16, of vectors as long.
     type Bf16: Isa;
+    /// The same set on vectors half as long, where shorter ones are worth having; else the same.
+    type Half: Isa;
     /// Whether [`Isa::fma_pairs`] is one instruction.
     const MULTIPLIES_BF16: bool = false;
 
@@ -59,6 +61,8 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize));
     /// The token of the set with bf16, where the CPU has it.
     fn bf16(self) -> Option<Self::Bf16>;
+    /// The token of the set on shorter vectors.
+    fn half(self) -> Self::Half;
     /// `c` and the products of two pairs of bf16, which lie in each lane of `a` and `b`, the first in the lower bits.
     #[inline(always)]
     fn fma_pairs(self, a: Self::F32, b: Self::F32, c: Self::F32) -> Self::F32 {

@@ -32,11 +32,17 @@ pub(super) fn mix_experts<I: Isa>(isa: I, weights: &[f32], experts: &[f32], mixe
     });
 }
 
-/// The mixture of one sample, on the calling thread.
-pub(super) fn mix_one<I: Isa>(isa: I, weights: &[f32], experts: &[f32], out: &mut [f32]) {
+/// A part of the mixture of one sample, which has `len` values, from the value `first` on.
+pub(super) fn mix_part<I: Isa>(
+    isa: I,
+    weights: &[f32],
+    (experts, len): (&[f32], usize),
+    first: usize,
+    out: &mut [f32],
+) {
     isa.run(
         #[inline(always)]
-        || mix(isa, weights, experts, out.len(), 0, out),
+        || mix(isa, weights, experts, len, first, out),
     );
 }
 
@@ -44,21 +50,31 @@ pub(super) fn mix_one<I: Isa>(isa: I, weights: &[f32], experts: &[f32], out: &mu
 #[inline(always)]
 fn mix<I: Isa>(isa: I, weights: &[f32], experts: &[f32], len: usize, first: usize, out: &mut [f32]) {
     let block = VECTORS * I::LANES;
-    let whole = out.len() / block * block;
-    for at in (0..whole).step_by(block) {
-        let mut sums = [isa.splat(0.0); VECTORS];
-        for (expert, weight) in weights.iter().enumerate() {
-            let values = &experts[expert * len + first + at..][..block];
-            let weight = isa.splat(*weight);
-            for j in 0..VECTORS {
-                sums[j] = isa.fma(weight, isa.load(&values[j * I::LANES..][..I::LANES]), sums[j]);
-            }
-        }
-        for j in 0..VECTORS {
-            isa.store(&mut out[at + j * I::LANES..][..I::LANES], sums[j]);
-        }
+    let blocks = out.len() / block * block;
+    for at in (0..blocks).step_by(block) {
+        vectors::<I, VECTORS>(isa, weights, &experts[first + at..], len, &mut out[at..]);
+    }
+    let whole = out.len() / I::LANES * I::LANES;
+    for at in (blocks..whole).step_by(I::LANES) {
+        vectors::<I, 1>(isa, weights, &experts[first + at..], len, &mut out[at..]);
     }
     for at in whole..out.len() {
         out[at] = weights.iter().zip(experts.chunks_exact(len)).map(|(w, e)| w * e[first + at]).sum();
+    }
+}
+
+/// The first `V` vectors of `out`, from experts that begin `len` values apart.
+#[inline(always)]
+fn vectors<I: Isa, const V: usize>(isa: I, weights: &[f32], experts: &[f32], len: usize, out: &mut [f32]) {
+    let mut sums = [isa.splat(0.0); V];
+    for (expert, weight) in weights.iter().enumerate() {
+        let values = &experts[expert * len..][..V * I::LANES];
+        let weight = isa.splat(*weight);
+        for j in 0..V {
+            sums[j] = isa.fma(weight, isa.load(&values[j * I::LANES..][..I::LANES]), sums[j]);
+        }
+    }
+    for j in 0..V {
+        isa.store(&mut out[j * I::LANES..][..I::LANES], sums[j]);
     }
 }

@@ -20,6 +20,7 @@ mod mix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod pack;
+mod phases;
 mod planes;
 mod pool;
 mod route;

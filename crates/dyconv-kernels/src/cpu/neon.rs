@@ -21,10 +21,16 @@ unsafe impl Isa for Neon {
     const TILE_ROWS: usize = 6;
     type F32 = float32x4x2_t;
     type Bf16 = Self;
+    type Half = Self;
 
     #[inline(always)]
     fn bf16(self) -> Option<Self> {
         Some(self)
+    }
+
+    #[inline(always)]
+    fn half(self) -> Self {
+        self
     }
 
     #[inline(always)]

@@ -4,7 +4,7 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, WIDEST};
 use super::{Router, with_kept};
 use crate::Routing;
 
@@ -93,7 +93,11 @@ pub(super) fn sum<I: Isa>(isa: I, values: &[f32]) -> f32 {
             sums[j] = isa.fma(one, isa.load(&block[j * I::LANES..][..I::LANES]), sums[j]);
         }
     }
-    across(isa, sums) + blocks.remainder().iter().sum::<f32>()
+    let mut vectors = blocks.remainder().chunks_exact(I::LANES);
+    for (j, vector) in vectors.by_ref().enumerate() {
+        sums[j] = isa.fma(one, isa.load(vector), sums[j]);
+    }
+    across(isa, sums) + vectors.remainder().iter().sum::<f32>()
 }
 
 #[inline(always)]
@@ -110,14 +114,21 @@ fn dot<I: Isa>(isa: I, a: &[f32], b: &[f32]) -> f32 {
     across(isa, sums) + rest.sum::<f32>()
 }
 
-/// The sum of all lanes.
+/// The sum of all lanes, by halves: one after the other, each addition would wait for the one before.
 #[inline(always)]
 fn across<I: Isa>(isa: I, sums: [I::F32; VECTORS]) -> f32 {
-    /// The widest vector there is.
-    const LANES: usize = 16;
-    let mut lanes = [0.0; LANES * VECTORS];
-    for j in 0..VECTORS {
-        isa.store(&mut lanes[j * I::LANES..][..I::LANES], sums[j]);
+    let mut all = sums[0];
+    for j in 1..VECTORS {
+        all = isa.add(all, sums[j]);
     }
-    lanes[..VECTORS * I::LANES].iter().sum()
+    let mut lanes = [0.0; WIDEST];
+    isa.store(&mut lanes, all);
+    let mut half = WIDEST / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] += lanes[lane + half];
+        }
+        half /= 2;
+    }
+    lanes[0]
 }

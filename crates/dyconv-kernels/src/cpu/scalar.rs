@@ -12,10 +12,16 @@ unsafe impl Isa for Scalar {
     const TILE_ROWS: usize = 4;
     type F32 = [f32; 8];
     type Bf16 = Self;
+    type Half = Self;
 
     #[inline(always)]
     fn bf16(self) -> Option<Self> {
         Some(self)
+    }
+
+    #[inline(always)]
+    fn half(self) -> Self {
+        self
     }
 
     #[inline(always)]

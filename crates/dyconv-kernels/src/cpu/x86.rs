@@ -8,7 +8,7 @@ use super::isa::Isa;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx2(());
 
-/// Token of AVX-512F, or of AVX512-BF16 besides.
+/// Token of AVX-512F with its instructions on shorter vectors (VL), which have as many registers; or of AVX512-BF16 besides.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Avx512<const BF16: bool>(());
 
@@ -22,7 +22,8 @@ impl Avx2 {
 impl<const BF16: bool> Avx512<BF16> {
     /// The token, where the CPU has the instructions.
     pub(crate) fn detect() -> Option<Self> {
-        let plain = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("fma");
+        let shorter = is_x86_feature_detected!("avx512vl") && Avx2::detect().is_some();
+        let plain = is_x86_feature_detected!("avx512f") && shorter;
         let bf16 = is_x86_feature_detected!("avx512bf16") && is_x86_feature_detected!("avx512bw");
         (plain && (bf16 || !BF16)).then_some(Self(()))
     }
@@ -34,10 +35,16 @@ unsafe impl Isa for Avx2 {
     const TILE_ROWS: usize = 6;
     type F32 = __m256;
     type Bf16 = Self;
+    type Half = Self;
 
     #[inline(always)]
     fn bf16(self) -> Option<Self> {
         Some(self)
+    }
+
+    #[inline(always)]
+    fn half(self) -> Self {
+        self
     }
 
     #[inline(always)]
@@ -174,11 +181,18 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
     const TILE_ROWS: usize = 14;
     type F32 = __m512;
     type Bf16 = Avx512<true>;
+    type Half = Avx2;
     const MULTIPLIES_BF16: bool = BF16;
 
     #[inline(always)]
     fn bf16(self) -> Option<Avx512<true>> {
         Avx512::detect()
+    }
+
+    #[inline(always)]
+    fn half(self) -> Avx2 {
+        // `detect` has found AVX2 and FMA too.
+        Avx2(())
     }
 
     #[inline(always)]
@@ -317,11 +331,11 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
 
     #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
-        #[target_feature(enable = "avx512f,fma")]
+        #[target_feature(enable = "avx512f,avx512vl,fma")]
         fn entry<R>(body: impl FnOnce() -> R) -> R {
             body()
         }
-        #[target_feature(enable = "avx512f,fma,avx512bw,avx512bf16")]
+        #[target_feature(enable = "avx512f,avx512vl,fma,avx512bw,avx512bf16")]
         fn entry_bf16<R>(body: impl FnOnce() -> R) -> R {
             body()
         }
@@ -331,12 +345,12 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
 
     #[inline(always)]
     fn apart<R>(self, body: impl FnOnce() -> R) -> R {
-        #[target_feature(enable = "avx512f,fma")]
+        #[target_feature(enable = "avx512f,avx512vl,fma")]
         #[inline(never)]
         fn entry<R>(body: impl FnOnce() -> R) -> R {
             body()
         }
-        #[target_feature(enable = "avx512f,fma,avx512bw,avx512bf16")]
+        #[target_feature(enable = "avx512f,avx512vl,fma,avx512bw,avx512bf16")]
         #[inline(never)]
         fn entry_bf16<R>(body: impl FnOnce() -> R) -> R {
             body()

@@ -17,7 +17,7 @@ pub(super) mod planar;
 mod pointwise;
 mod pool;
 mod program;
-mod team;
+pub(super) mod team;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -16,7 +16,7 @@ const LOOKS_BETWEEN_RUNS: u32 = 20_000;
 /// A counter in a cache line of its own.
 #[repr(align(128))]
 #[derive(Default)]
-struct Counter(AtomicUsize);
+pub(in crate::cpu) struct Counter(pub(in crate::cpu) AtomicUsize);
 
 /// What all members run.
 type Work<'a> = dyn Fn(&Member<'_>) + Sync + 'a;
@@ -117,7 +117,8 @@ impl Member<'_> {
     }
 }
 
-fn wait(looks: &mut u32) {
+/// Waits a moment for another thread; `looks` counts how often.
+pub(in crate::cpu) fn wait(looks: &mut u32) {
     *looks += 1;
     if *looks < LOOKS {
         std::hint::spin_loop();

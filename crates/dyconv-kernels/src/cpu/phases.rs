@@ -1,0 +1,113 @@
+//! Parallel loops of which each needs all of the one before, in one region: the pool's threads are woken once.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use rayon::prelude::*;
+
+use super::channels_last::team::{Counter, wait};
+
+/// Threads that take part, at most.
+const MOST: usize = 32;
+
+/// Runs `task(phase, number)` for the numbers `0..tasks` of each phase, on all threads of the pool, and after each phase
+/// `between(phase)` once. A thread begins with a share of neighbours, the same in every phase; then it takes what others have left.
+///
+/// A thread waits only for tasks that another is at: where the pool gives one thread alone, it does everything.
+pub(super) fn phases(phases: usize, tasks: usize, task: impl Fn(usize, usize) + Sync, between: impl Fn(usize) + Sync) {
+    let members = rayon::current_num_threads().clamp(1, MOST);
+    let taken: [Counter; MOST] = std::array::from_fn(|_| Counter::default());
+    // Tasks that are done and phases that are over, in all.
+    let (done, over) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let broken = AtomicBool::new(false);
+    let first = |member: usize| member * tasks / members;
+    let run = |phase: usize, number: usize| {
+        task(phase, number);
+        if done.fetch_add(1, Ordering::AcqRel) + 1 == (phase + 1) * tasks {
+            between(phase);
+            over.store(phase + 1, Ordering::Release);
+        }
+    };
+    (0..members).into_par_iter().with_max_len(1).for_each(|index| {
+        let _panics = SetWhenPanicking(&broken);
+        for phase in 0..phases {
+            for offset in 0..members {
+                let member = (index + offset) % members;
+                let (start, len) = (first(member), first(member + 1) - first(member));
+                while let Ok(next) = claim(&taken[member].0, (phase + 1) * len) {
+                    run(phase, start + next - phase * len);
+                }
+            }
+            let mut looks = 0;
+            while over.load(Ordering::Acquire) <= phase && tasks > 0 {
+                if broken.load(Ordering::Relaxed) {
+                    // The pool hands the panic on.
+                    return;
+                }
+                wait(&mut looks);
+            }
+        }
+    });
+}
+
+/// The counter's value before it was raised, if it was below `end`.
+fn claim(counter: &AtomicUsize, end: usize) -> Result<usize, usize> {
+    counter.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |next| (next < end).then_some(next + 1))
+}
+
+/// Tells the others not to wait for a thread that panics.
+struct SetWhenPanicking<'a>(&'a AtomicBool);
+
+impl Drop for SetWhenPanicking<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::panic::{AssertUnwindSafe, catch_unwind};
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::phases;
+
+    fn pool(threads: usize) -> rayon::ThreadPool {
+        rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
+    }
+
+    #[test]
+    fn every_task_is_done_once_and_phases_do_not_overlap() {
+        for threads in [1, 2, 5] {
+            for (count, tasks) in [(0, 3), (1, 1), (3, 2), (20, 7), (2, 100), (3, 0)] {
+                let done: Vec<AtomicUsize> = (0..tasks).map(|_| AtomicUsize::new(0)).collect();
+                let between = AtomicUsize::new(0);
+                pool(threads).install(|| {
+                    phases(
+                        count,
+                        tasks,
+                        |phase, task| {
+                            assert_eq!(between.load(Ordering::Relaxed), phase);
+                            assert_eq!(done[task].fetch_add(1, Ordering::Relaxed), phase);
+                        },
+                        |phase| {
+                            assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == phase + 1));
+                            assert_eq!(between.fetch_add(1, Ordering::Relaxed), phase);
+                        },
+                    );
+                });
+                assert!(done.iter().all(|done| done.load(Ordering::Relaxed) == count));
+                assert_eq!(between.into_inner(), if tasks > 0 { count } else { 0 });
+            }
+        }
+    }
+
+    #[test]
+    fn a_panic_reaches_the_caller() {
+        let run = || {
+            let fail = |phase, task| assert!((phase, task) != (1, 3), "on purpose");
+            pool(2).install(|| phases(3, 10, fail, |_| ()));
+        };
+        assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+    }
+}
