@@ -5,7 +5,10 @@
 
 use rayon::prelude::*;
 
-use super::{ConvShape, Epilogue, Kernels, conv2d_new};
+use super::isa::Isa;
+use super::shared::Shared;
+use super::strided::weave;
+use super::{ConvShape, Epilogue, Job, Kernels, chosen, conv2d_new, with};
 use crate::ConvConfig;
 
 /// The gradient for `x`; `kernels` are [`ConvShape::kernel_len`] values, or as many for each sample.
@@ -37,28 +40,80 @@ pub fn conv2d_input_gradient(dy: &[f32], kernels: &[f32], shape: &ConvShape) -> 
     let pairs: Vec<_> =
         vertical.iter().flat_map(|rows| horizontal.iter().map(move |columns| (rows, columns))).collect();
     let parts: Vec<_> = pairs.iter().map(|(rows, columns)| convolve(dy, kernels, shape, rows, columns)).collect();
-    let mut dx = vec![0.0; planes * height * width];
-    dx.par_chunks_exact_mut(height * width).enumerate().for_each(|(plane, dx)| {
-        for ((rows, columns), part) in pairs.iter().zip(&parts) {
-            let part_len = part.size.0 * part.size.1;
-            let values = &part.values[plane * part_len..][..part_len];
-            for i in 0..rows.count {
-                let from = &values[(rows.skipped + i) * part.size.1 + columns.skipped..][..columns.count];
-                let to = &mut dx[(rows.first + i * rows.stride) * width..][..width];
-                scatter(from, &mut to[columns.first..], columns.stride);
-            }
-        }
-    });
+    let job = Join { parts: &parts, vertical: &vertical, horizontal: &horizontal, planes, size: (height, width) };
+    let Some(dx) = with(chosen(), job) else {
+        unreachable!("the chosen instruction set was not found on this CPU");
+    };
     dx
 }
 
-/// `to[i * step] = from[i]`
-fn scatter(from: &[f32], to: &mut [f32], step: usize) {
-    match step {
-        1 => to[..from.len()].copy_from_slice(from),
-        // With a step that the compiler knows.
-        2 => to.iter_mut().step_by(2).zip(from).for_each(|(to, from)| *to = *from),
-        step => to.iter_mut().step_by(step).zip(from).for_each(|(to, from)| *to = *from),
+/// Brings the phases' gradients together.
+struct Join<'a> {
+    /// Of each phase of rows those of all phases of columns.
+    parts: &'a [Part],
+    vertical: &'a [Phase],
+    horizontal: &'a [Phase],
+    planes: usize,
+    size: (usize, usize),
+}
+
+impl Job for Join<'_> {
+    type Output = Vec<f32>;
+    fn run<I: Isa>(self, isa: I) -> Vec<f32> {
+        let (height, width) = self.size;
+        let len = self.planes * height * width;
+        let covered = |phases: &[Phase], pixels| phases.iter().map(|phase| phase.count).sum::<usize>() == pixels;
+        let mut dx = Vec::with_capacity(len);
+        if !(covered(self.vertical, height) && covered(self.horizontal, width)) {
+            dx.resize(len, 0.0);
+        }
+        let to = dx.as_mut_ptr();
+        // SAFETY: there is room for `len` values; where not all have been written, all will be: phases have no pixel in common,
+        // and together they have all.
+        let out = Shared::filled(unsafe { std::slice::from_raw_parts_mut(to, len) });
+        (0..self.planes).into_par_iter().for_each(|plane| {
+            isa.run(
+                #[inline(always)]
+                || {
+                    for (rows, parts) in self.vertical.iter().zip(self.parts.chunks_exact(self.horizontal.len())) {
+                        for i in 0..rows.count {
+                            let first = (plane * height + rows.first + i * rows.stride) * width;
+                            // SAFETY: each task has its own plane.
+                            let row = unsafe { out.part(first, width) };
+                            self.row(isa, parts, (plane, rows.skipped + i), row);
+                        }
+                    }
+                },
+            );
+        });
+        // SAFETY: all have been written, or zeros before.
+        unsafe { dx.set_len(len) };
+        dx
+    }
+}
+
+impl Join<'_> {
+    /// One row of pixels, from one row of each phase of columns.
+    #[inline(always)]
+    fn row<I: Isa>(&self, isa: I, parts: &[Part], (plane, row): (usize, usize), to: &mut [f32]) {
+        let values = |part: usize| {
+            let Part { values, size } = &parts[part];
+            let columns = &self.horizontal[part];
+            &values[(plane * size.0 + row) * size.1 + columns.skipped..][..columns.count]
+        };
+        if let [first, second] = self.horizontal
+            && first.stride == 2
+            && first.count + second.count == to.len()
+        {
+            let (even, odd) = if first.first == 0 { (0, 1) } else { (1, 0) };
+            return weave(isa, values(even), values(odd), to);
+        }
+        for (part, columns) in self.horizontal.iter().enumerate() {
+            let from = values(part);
+            for i in 0..columns.count {
+                to[columns.first + i * columns.stride] = from[i];
+            }
+        }
     }
 }
 

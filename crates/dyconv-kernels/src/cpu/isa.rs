@@ -61,6 +61,28 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     unsafe fn turn8(self, from: (*const f32, usize), to: (*mut f32, usize));
     /// The token of the set with bf16, where the CPU has it.
     fn bf16(self) -> Option<Self::Bf16>;
+    /// The lanes 0, 2, 4 and so on of `a`, and behind them those of `b`.
+    #[inline(always)]
+    fn evens(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        let mut lanes = [0.0; 2 * WIDEST];
+        self.store(&mut lanes, a);
+        self.store(&mut lanes[Self::LANES..], b);
+        for i in 0..Self::LANES {
+            lanes[i] = lanes[2 * i];
+        }
+        self.load(&lanes)
+    }
+    /// A lane of `a` and one of `b` in turn, as two vectors.
+    #[inline(always)]
+    fn weave(self, a: Self::F32, b: Self::F32) -> (Self::F32, Self::F32) {
+        let (mut even, mut odd, mut lanes) = ([0.0; WIDEST], [0.0; WIDEST], [0.0; 2 * WIDEST]);
+        self.store(&mut even, a);
+        self.store(&mut odd, b);
+        for i in 0..Self::LANES {
+            (lanes[2 * i], lanes[2 * i + 1]) = (even[i], odd[i]);
+        }
+        (self.load(&lanes), self.load(&lanes[Self::LANES..]))
+    }
     /// The token of the set on shorter vectors.
     fn half(self) -> Self::Half;
     /// `c` and the products of two pairs of bf16, which lie in each lane of `a` and `b`, the first in the lower bits.

@@ -12,8 +12,9 @@ use std::cell::RefCell;
 
 use rayon::prelude::*;
 
-use super::isa::Isa;
+use super::isa::{Isa, copy};
 use super::shared::Shared;
+use super::strided::gather;
 use super::{ConvShape, IsaName, Job, chosen, with};
 use crate::ConvConfig;
 
@@ -294,7 +295,7 @@ impl Task<'_> {
         rows.resize((self.rows.1 * row_len).max(rows.len()), 0.0);
         let planes = &mut planes[..step * channel_len];
         let rows = &mut rows[..self.rows.1 * row_len];
-        self.copy_gradient(piece, rows);
+        self.copy_gradient(isa, piece, rows);
         offsets.clear();
         for channel in 0..step {
             for y in (0..config.kernel.0).map(|k| k * config.dilation.0) {
@@ -313,7 +314,7 @@ impl Task<'_> {
             let count = step.min(self.channels.1 - first);
             for channel in 0..count {
                 let planes = &mut planes[channel * channel_len..][..channel_len];
-                self.copy_channel(axes, piece, self.channels.0 + first + channel, planes);
+                self.copy_channel(isa, axes, piece, self.channels.0 + first + channel, planes);
             }
             let offsets = &offsets[..count * window];
             for (block, rows) in rows.chunks(TILE_ROWS * row_len).enumerate() {
@@ -328,7 +329,7 @@ impl Task<'_> {
 
     /// The gradient's rows in the piece's numbering.
     #[inline(always)]
-    fn copy_gradient(&self, piece: &Piece, rows: &mut [f32]) {
+    fn copy_gradient<I: Isa>(&self, isa: I, piece: &Piece, rows: &mut [f32]) {
         let (height, width) = self.shape.output;
         rows.fill(0.0);
         for (i, numbers) in rows.chunks_exact_mut(piece.numbers).enumerate() {
@@ -337,7 +338,7 @@ impl Task<'_> {
                 for row in 0..piece.rows.1 {
                     let from = (map * height + piece.rows.0 + row) * width + piece.columns.0;
                     let to = (sample * piece.height + row) * piece.width;
-                    numbers[to..][..piece.columns.1].copy_from_slice(&self.dy[from..][..piece.columns.1]);
+                    copy(isa, &self.dy[from..][..piece.columns.1], &mut numbers[to..][..piece.columns.1]);
                 }
             }
         }
@@ -345,7 +346,14 @@ impl Task<'_> {
 
     /// A channel of the input, padded and cut into phases. Zeros are there already, at the same places for all channels.
     #[inline(always)]
-    fn copy_channel(&self, (vertical, horizontal): (&Axis, &Axis), piece: &Piece, channel: usize, planes: &mut [f32]) {
+    fn copy_channel<I: Isa>(
+        &self,
+        isa: I,
+        (vertical, horizontal): (&Axis, &Axis),
+        piece: &Piece,
+        channel: usize,
+        planes: &mut [f32],
+    ) {
         let (height, width) = self.shape.input;
         for (index, plane) in planes.chunks_exact_mut(piece.phase_len).enumerate() {
             let (upper, left) = (index / horizontal.phases, index % horizontal.phases);
@@ -361,10 +369,11 @@ impl Task<'_> {
                     let from = (map + vertical.place(upper, piece.rows.0 + row)) * width + start;
                     let to = (sample * piece.height + row) * piece.width;
                     let line = &mut plane[to + columns.0..to + columns.1];
-                    let source = &self.x[from..][..(line.len() - 1) * horizontal.stride + 1];
+                    // Up to the row's end, where there is more than is needed.
+                    let source = &self.x[from..(map + vertical.place(upper, piece.rows.0 + row) + 1) * width];
                     match horizontal.stride {
-                        1 => line.copy_from_slice(source),
-                        step => line.iter_mut().zip(source.iter().step_by(step)).for_each(|(to, from)| *to = *from),
+                        1 => copy(isa, source, line),
+                        step => gather(isa, source, line, step),
                     }
                 }
             }

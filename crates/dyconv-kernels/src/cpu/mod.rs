@@ -26,6 +26,7 @@ mod pool;
 mod route;
 mod scalar;
 mod shared;
+mod strided;
 #[cfg(test)]
 mod tests;
 mod tile;

@@ -34,6 +34,23 @@ unsafe impl Isa for Neon {
     }
 
     #[inline(always)]
+    fn evens(self, a: float32x4x2_t, b: float32x4x2_t) -> float32x4x2_t {
+        // SAFETY: the token proves NEON.
+        unsafe { float32x4x2_t(vuzp1q_f32(a.0, a.1), vuzp1q_f32(b.0, b.1)) }
+    }
+
+    #[inline(always)]
+    fn weave(self, a: float32x4x2_t, b: float32x4x2_t) -> (float32x4x2_t, float32x4x2_t) {
+        // SAFETY: the token proves NEON.
+        unsafe {
+            (
+                float32x4x2_t(vzip1q_f32(a.0, b.0), vzip2q_f32(a.0, b.0)),
+                float32x4x2_t(vzip1q_f32(a.1, b.1), vzip2q_f32(a.1, b.1)),
+            )
+        }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> float32x4x2_t {
         // SAFETY: the token proves NEON.
         unsafe { float32x4x2_t(vdupq_n_f32(x), vdupq_n_f32(x)) }

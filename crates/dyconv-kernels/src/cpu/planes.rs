@@ -9,6 +9,7 @@ use std::ops::Range;
 
 use super::ConvShape;
 use super::isa::{Isa, copy};
+use super::strided::gather;
 
 /// A rectangle of outputs.
 #[derive(Debug, Clone, Copy)]
@@ -126,8 +127,7 @@ impl Planes {
                     let source = &source[columns.start..];
                     match config.stride.1 {
                         1 => copy(isa, source, inside),
-                        2 => every_second(source, inside),
-                        step => inside.iter_mut().zip(source.iter().step_by(step)).for_each(|(to, from)| *to = *from),
+                        step => gather(isa, source, inside, step),
                     }
                 }
             }
@@ -151,19 +151,4 @@ impl Span {
         let last = (size + padding).saturating_sub(start).div_ceil(stride).clamp(first, count);
         Self { first, last, start: (start + first * stride).saturating_sub(padding) }
     }
-}
-
-/// In blocks of a known size, which become shuffles of vectors.
-#[inline(always)]
-fn every_second(source: &[f32], line: &mut [f32]) {
-    const BLOCK: usize = 8;
-    let blocks = (line.len() / BLOCK).min(source.len() / (2 * BLOCK));
-    let (head, tail) = line.split_at_mut(blocks * BLOCK);
-    let (pairs, rest) = source.split_at(2 * blocks * BLOCK);
-    for (to, from) in head.chunks_exact_mut(BLOCK).zip(pairs.chunks_exact(2 * BLOCK)) {
-        for i in 0..BLOCK {
-            to[i] = from[2 * i];
-        }
-    }
-    tail.iter_mut().zip(rest.iter().step_by(2)).for_each(|(to, from)| *to = *from);
 }
