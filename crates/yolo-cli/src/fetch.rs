@@ -243,6 +243,13 @@ fn cache_folder() -> anyhow::Result<PathBuf> {
     Ok(base.join("yolo"))
 }
 
+/// Where the fastest algorithms of this machine are kept; its folder is there.
+pub(crate) fn tuning_file() -> anyhow::Result<PathBuf> {
+    let file = cache_folder()?.join("tuning.yaml");
+    make_folder(&file)?;
+    Ok(file)
+}
+
 fn make_folder(target: &Path) -> anyhow::Result<()> {
     let folder = target.parent().unwrap_or(Path::new("."));
     std::fs::create_dir_all(folder).map_err(|error| unwritable(folder, &error))?;

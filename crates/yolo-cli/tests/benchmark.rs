@@ -92,6 +92,27 @@ fn bf16_is_timed_or_refused() {
 }
 
 #[test]
+fn tuning_is_kept_in_the_cache_folder() {
+    let folder = tempfile::tempdir().unwrap();
+    let run = |cache: &std::path::Path| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_yolo"));
+        command.args(["benchmark", "--cfg", "yolov5n", "--imgsz", "64", "--iters", "1", "--warmup", "0", "--tune"]);
+        command.env("YOLO_CACHE", cache).output().unwrap()
+    };
+    let output = run(&folder.path().join("cache"));
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let text = std::fs::read_to_string(folder.path().join("cache/tuning.yaml")).unwrap();
+    assert!(text.contains("channels"), "{text}");
+    // A folder that cannot be made.
+    let file = folder.path().join("file");
+    std::fs::write(&file, "").unwrap();
+    let output = run(&file.join("cache"));
+    let told = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.code() == Some(2) && told.contains("cannot be written"), "{told}");
+    assert!(refused(&["--cfg", "yolov5n", "--engine", "candle", "--tune"]).contains("--tune"));
+}
+
+#[test]
 fn an_unknown_instruction_set_is_refused() {
     let output = Command::new(env!("CARGO_BIN_EXE_yolo")).args(["summary", "--list"]).env("DYCONV_ISA", "mmx").output();
     let output = output.unwrap();

@@ -2,7 +2,7 @@
 
 mod engine;
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Device, Tensor};
@@ -197,6 +197,13 @@ impl Detector {
         let names = (0..config.nc).map(name).collect();
         let engine = Engine::new(&graph, weights, device, dtype)?;
         Ok(Self { graph, engine, names, options: DetectOptions::default(), device: device.clone(), dtype })
+    }
+
+    /// The same network with algorithms chosen by measurement, as [`PlanOptions::tuning`](crate::PlanOptions) says.
+    #[must_use]
+    pub fn with_tuning(mut self, file: impl Into<PathBuf>) -> Self {
+        self.engine.tune(file.into());
+        self
     }
 
     /// The same network with other options; `imgsz` is rounded up to the stride.

@@ -151,6 +151,39 @@ fn bf16_is_near_or_refused() {
     }
 }
 
+/// What was measured is kept, and chosen the next time whatever it says; the results are those of the model either way.
+#[test]
+fn tuning_is_kept_and_obeyed() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("tuning.yaml");
+    let graph = Graph::new(&NetworkConfig::open("yolov5n_C3_GhostDynamicConv").unwrap()).unwrap();
+    let weights = random_weights(&graph);
+    let x = wave([1, 3, 64, 96]);
+    let options =
+        PlanOptions { size: (64, 96), threads: Some(2), tuning: Some(file.clone()), ..PlanOptions::default() };
+    let exact = Model::from_weights(graph.clone(), &weights, &Device::Cpu, DType::F32).unwrap().run(&x).unwrap().main;
+    let kernels = |wanted: &str| {
+        let plan = Plan::compile(&graph, &weights, &options).unwrap();
+        let got = plan.forward(&mut plan.session().unwrap(), &x, None).unwrap().main;
+        assert!(difference(&got, &exact) <= TOLERANCE);
+        plan.steps().iter().filter(|step| step.kernel.contains(wanted)).count()
+    };
+    kernels("winograd");
+    let text = std::fs::read_to_string(&file).unwrap();
+    let entries = text.lines().filter(|line| line.contains(": direct") || line.contains(": winograd")).count();
+    assert!(entries >= 3 && text.lines().all(|line| line.starts_with('#') || line.contains("channels")), "{text}");
+    // The same again: nothing is measured, the file stays.
+    kernels("winograd");
+    assert_eq!(std::fs::read_to_string(&file).unwrap(), text);
+    std::fs::write(&file, text.replace(": winograd", ": direct")).unwrap();
+    assert_eq!(kernels("winograd"), 0);
+    std::fs::write(&file, text.replace(": direct", ": winograd")).unwrap();
+    assert!(kernels("winograd") >= entries);
+    std::fs::write(&file, "- no map").unwrap();
+    let error = Plan::compile(&graph, &weights, &options).unwrap_err().to_string();
+    assert!(error.contains("tuning.yaml"), "{error}");
+}
+
 /// Layers that are asked for are what the model gives, though they would be fused away otherwise.
 #[test]
 fn features_are_those_of_the_model() {

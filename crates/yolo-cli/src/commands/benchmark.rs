@@ -16,6 +16,7 @@ use yolo_core::weights::Weights;
 use yolo_core::{Graph, Model, Plan, PlanOptions, PlanSession};
 
 use super::network;
+use crate::fetch;
 use crate::precision::Precision;
 
 /// Runs that are not timed, and for how long there are more of them, where --warmup does not say.
@@ -57,6 +58,10 @@ pub(crate) struct Args {
     /// Type of numbers that it computes with
     #[arg(long, value_enum, default_value_t = Precision::F32)]
     precision: Precision,
+
+    /// Choose each convolution's algorithm by measurement, once: what was fastest is kept in tuning.yaml in the cache folder
+    #[arg(long)]
+    tune: bool,
 
     /// What runs the network
     #[arg(long, value_enum, default_value_t = EngineKind::Plan)]
@@ -128,6 +133,7 @@ impl Engine {
                     threads: args.threads,
                     precision: args.precision.into(),
                     features: Vec::new(),
+                    tuning: args.tune.then(fetch::tuning_file).transpose()?,
                 };
                 let plan = Plan::compile(&graph, weights, &options)?;
                 let session = Box::new(plan.session()?);
@@ -136,6 +142,9 @@ impl Engine {
             EngineKind::Candle => {
                 if args.precision != Precision::F32 {
                     bail!("--precision {}: the candle engine computes in f32", args.precision);
+                }
+                if args.tune {
+                    bail!("--tune: the candle engine has nothing to choose from");
                 }
                 if args.profile {
                     bail!("--profile: what each operation took is known to the plan engine only, not to candle's");

@@ -101,7 +101,7 @@ fn planned(graph: &Graph, weights: &Weights, input: &Tensor, args: &Args) -> any
         }
     };
     let (precision, features) = (args.precision.into(), args.features.clone());
-    let options = PlanOptions { batch, size: (height, width), threads: None, precision, features };
+    let options = PlanOptions { batch, size: (height, width), precision, features, ..PlanOptions::default() };
     let plan = Plan::compile(graph, weights, &options)?;
     Ok(plan.forward(&mut plan.session()?, input, None)?)
 }

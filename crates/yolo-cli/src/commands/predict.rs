@@ -144,6 +144,11 @@ pub(crate) struct Args {
     #[arg(long, value_enum, default_value_t)]
     precision: Precision,
 
+    /// Choose each convolution's algorithm on the CPU by measurement, once: what was fastest is kept in tuning.yaml in the cache
+    /// folder
+    #[arg(long)]
+    tune: bool,
+
     /// Make masks at the picture's resolution
     #[arg(long)]
     retina_masks: bool,
@@ -271,6 +276,7 @@ fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<Detec
         retina_masks: args.retina_masks,
     };
     let detector = Detector::load(&weights, config.as_ref(), device, dtype)?.with_options(options)?;
+    let detector = if args.tune { detector.with_tuning(fetch::tuning_file()?) } else { detector };
     let size = detector.options().imgsz;
     if size != wanted_size {
         let stride = detector.stride();

@@ -1,5 +1,6 @@
 //! What runs a detector's network: plans on the CPU, the model elsewhere.
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use candle_core::{DType, Device, Tensor};
@@ -17,6 +18,8 @@ pub(super) enum Engine {
     Plans {
         weights: Weights,
         precision: Precision,
+        /// As of [`PlanOptions`].
+        tuning: Option<PathBuf>,
         plans: Arc<Mutex<Vec<(Plan, PlanSession)>>>,
     },
     Model(Box<Model>),
@@ -27,20 +30,28 @@ impl Engine {
         if let Some(precision) = Precision::of(dtype).filter(|_| device.is_cpu()) {
             precision.check()?;
             Plan::check(graph, weights)?;
-            return Ok(Self::Plans { weights: weights.clone(), precision, plans: Arc::default() });
+            return Ok(Self::Plans { weights: weights.clone(), precision, tuning: None, plans: Arc::default() });
         }
         Ok(Self::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?)))
     }
 
+    /// Plans that are compiled from now on choose algorithms by the file; a model has nothing to choose.
+    pub(super) fn tune(&mut self, file: PathBuf) {
+        if let Self::Plans { tuning, .. } = self {
+            *tuning = Some(file);
+        }
+    }
+
     /// Compiles the plan for a size, where there is none yet.
     pub(super) fn ready(&self, graph: &Graph, batch: usize, size: (usize, usize)) -> Result<()> {
-        let Self::Plans { weights, precision, plans } = self else { return Ok(()) };
+        let Self::Plans { weights, precision, tuning, plans } = self else { return Ok(()) };
         let mut plans = lock(plans);
         let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == size;
         let last = match plans.iter().position(fits) {
             Some(index) => plans.remove(index),
             None => {
-                let options = PlanOptions { batch, size, precision: *precision, ..PlanOptions::default() };
+                let (precision, tuning) = (*precision, tuning.clone());
+                let options = PlanOptions { batch, size, precision, tuning, ..PlanOptions::default() };
                 let plan = Plan::compile(graph, weights, &options)?;
                 let session = plan.session()?;
                 (plan, session)

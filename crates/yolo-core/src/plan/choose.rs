@@ -7,27 +7,44 @@ use dyconv_kernels::cpu::channels_last::Algorithm;
 use super::Precision;
 use super::item::{Conv, Item, Kind, Piece};
 use super::pieces::Pieces;
+use super::place::extent;
+use crate::Result;
 use crate::graph::{NodeId, Shape};
 
 /// The most maps that a convolution reads as one.
 const MAX_PIECES: usize = 8;
-/// Channels from which Winograd's transforms cost less than they save.
-const WINOGRAD_CHANNELS: usize = 12;
+/// Where a convolution is, for who chooses its algorithm.
+pub(super) struct Place<'a> {
+    pub(super) conv: &'a Conv,
+    /// Height and width of what it reads and of what it writes.
+    pub(super) input: (usize, usize),
+    pub(super) output: (usize, usize),
+}
 
-/// Chooses the algorithm of each convolution.
-pub(super) fn choose(items: &mut [Item], shapes: &[Shape], precision: Precision) {
+/// Chooses the algorithm of each convolution: of those that can compute it the one that `fastest` says.
+pub(super) fn choose(
+    items: &mut [Item],
+    shapes: &[Shape],
+    precision: Precision,
+    mut fastest: impl FnMut(&Place<'_>, &[Algorithm]) -> Result<Algorithm>,
+) -> Result<()> {
     for item in items {
-        if let Kind::Head { conv, .. } = &mut item.kind {
-            conv.algorithm = direct(precision);
-        }
-        if let Kind::Conv(conv) = &mut item.kind {
-            let size = match shapes[item.outputs[0]] {
-                Shape::Map(_, height, width) => (height, width),
-                _ => (1, 1),
-            };
-            conv.algorithm = algorithm(conv, size, precision);
+        let size = |value: NodeId| {
+            let (height, width, _) = extent(shapes[value]);
+            (height, width)
+        };
+        let place = |conv| Place { conv, input: size(item.inputs[0]), output: size(item.outputs[0]) };
+        match &mut item.kind {
+            Kind::Head { conv, .. } => conv.algorithm = direct(precision),
+            Kind::Conv(conv) => {
+                let candidates = candidates(conv, precision);
+                let best = if let [only] = candidates.as_slice() { *only } else { fastest(&place(conv), &candidates)? };
+                conv.algorithm = best;
+            }
+            _ => {}
         }
     }
+    Ok(())
 }
 
 fn direct(precision: Precision) -> Algorithm {
@@ -37,19 +54,17 @@ fn direct(precision: Precision) -> Algorithm {
     }
 }
 
-fn algorithm(conv: &Conv, (height, width): (usize, usize), precision: Precision) -> Algorithm {
+/// The algorithms that can compute it, the most general first.
+fn candidates(conv: &Conv, precision: Precision) -> Vec<Algorithm> {
     let geometry = &conv.geometry;
     if geometry.groups > 1 && geometry.groups == geometry.in_channels && geometry.out_channels == geometry.groups {
-        return Algorithm::Depthwise;
+        return vec![Algorithm::Depthwise];
     }
-    let plain =
+    let winograd =
         geometry.groups == 1 && (geometry.kernel, geometry.stride, geometry.dilation) == ((3, 3), (1, 1), (1, 1));
-    // Tiles that reach over the edge are computed whole.
-    let waste = (height.next_multiple_of(4) * width.next_multiple_of(4)) as f64 / (height * width) as f64;
-    if plain && geometry.in_channels.min(geometry.out_channels) >= WINOGRAD_CHANNELS && waste < 2.0 {
-        return Algorithm::Winograd;
-    }
-    direct(precision)
+    let mut all = vec![direct(precision)];
+    all.extend(winograd.then_some(Algorithm::Winograd));
+    all
 }
 
 /// Inserts copies of values that lie in several pieces where a step wants them in one, and of those in `kept`.

@@ -5,13 +5,17 @@
 //! folds, packs and adds the steps to a [`Program`]. The model is the twin that the plan is tested against.
 
 mod choose;
+mod costs;
 mod fuse;
 mod item;
 mod join;
 mod pack;
 mod pieces;
 mod place;
+mod tune;
 mod twin;
+
+use std::path::PathBuf;
 
 use candle_core::{DType, Device, Storage, Tensor};
 use dyconv_kernels::cpu::channels_last::{Program, RunOptions, Session as ProgramSession, Step, multiplies_bf16};
@@ -109,11 +113,21 @@ pub struct PlanOptions {
     pub precision: Precision,
     /// Layers of the YAML whose results are wanted besides.
     pub features: Vec<usize>,
+    /// A file of the fastest algorithms on this machine: where several can compute a convolution, what it says is chosen, and what
+    /// it does not say is measured, a few hundredths of a second each, and added to it. Without, a table of costs chooses.
+    pub tuning: Option<PathBuf>,
 }
 
 impl Default for PlanOptions {
     fn default() -> Self {
-        Self { batch: 1, size: (640, 640), threads: None, precision: Precision::F32, features: Vec::new() }
+        Self {
+            batch: 1,
+            size: (640, 640),
+            threads: None,
+            precision: Precision::F32,
+            features: Vec::new(),
+            tuning: None,
+        }
     }
 }
 
@@ -161,7 +175,8 @@ impl Plan {
     /// Compiles a network with its weights.
     ///
     /// # Errors
-    /// Where the weights do not fit the network, the network not the input's size, or the CPU lacks the precision.
+    /// Where the weights do not fit the network, the network not the input's size, the CPU lacks the precision, or the file of the
+    /// tuning cannot be read or written.
     pub fn compile(graph: &Graph, weights: &Weights, options: &PlanOptions) -> Result<Self> {
         options.precision.check()?;
         Self::check(graph, weights)?;
@@ -190,7 +205,14 @@ impl Plan {
 
         let items = fuse::fuse(graph, &kept);
         let mut items = join::join(items);
-        choose::choose(&mut items, &shapes, options.precision);
+        let threads = options.threads.unwrap_or_else(rayon::current_num_threads).max(1);
+        if let Some(file) = &options.tuning {
+            let mut tuning = tune::Tuning::open(file, threads)?;
+            choose::choose(&mut items, &shapes, options.precision, |place, all| tuning.fastest(graph, place, all))?;
+            tuning.save()?;
+        } else {
+            choose::choose(&mut items, &shapes, options.precision, |place, all| Ok(costs::cheapest(place, all)))?;
+        }
         let mut pieces = pieces::Pieces::new(graph, &shapes);
         let items = choose::settle(items, &mut pieces, &kept);
         let one = place::Places::new(&items, &pieces, &shapes, 1, &kept);
@@ -207,7 +229,6 @@ impl Plan {
             rows,
             kept: &kept,
         };
-        let threads = options.threads.unwrap_or_else(rayon::current_num_threads).max(1);
         let program = packing.program(threads)?;
         let index = |value: NodeId| {
             if Some(value) == rows {
