@@ -1,8 +1,11 @@
-//! `cargo xtask test --sanitize`: the CPU kernels' tests with every access to memory checked by AddressSanitizer.
+//! `cargo xtask test --sanitize`: the CPU kernels' tests, and networks compiled for the CPU, with every access to memory checked by
+//! AddressSanitizer.
+
+use std::process::Command;
 
 use anyhow::{Context, bail};
 
-use crate::process::{nightly, output_of, run as execute};
+use crate::process::{nightly, output_of, run as execute, target};
 use crate::slices;
 
 pub(crate) fn run() -> anyhow::Result<()> {
@@ -10,10 +13,13 @@ pub(crate) fn run() -> anyhow::Result<()> {
         bail!("AddressSanitizer needs the nightly compiler, which is missing: rustup toolchain install nightly");
     };
     let host = about.lines().find_map(|line| line.strip_prefix("host: ")).context("rustc does not say its host")?;
-    let mut test = nightly("cargo");
     // A target that is named keeps the flag from build scripts.
-    test.args(["test", "--lib", "--target", host, "--target-dir", "target/sanitize", "--", "--nocapture"])
-        .current_dir(slices::generate()?)
-        .env("RUSTFLAGS", "-Zsanitizer=address");
-    execute(&mut test)
+    let options = ["--target", host, "--target-dir"];
+    let run = |test: &mut Command| execute(test.env("RUSTFLAGS", "-Zsanitizer=address"));
+    let mut kernels = nightly("cargo");
+    kernels.args(["test", "--lib"]).args(options).args(["target/sanitize", "--", "--nocapture"]);
+    run(kernels.current_dir(slices::generate()?))?;
+    let mut networks = nightly("cargo");
+    networks.args(["test", "-p", "yolo-core", "--test", "plan", "--test", "yaml_properties"]);
+    run(networks.args(options).arg(target().join("sanitize")))
 }

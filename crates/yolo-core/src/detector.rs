@@ -206,6 +206,20 @@ impl Detector {
         self
     }
 
+    /// The same network for `lanes` threads that call [`Detector::infer`] at a time: each run has its share of the machine's
+    /// threads, and memory of its own. Many pictures are through sooner than one after the other on all threads, which wait for
+    /// each other; a single one takes longer. It counts on the CPU only.
+    #[must_use]
+    pub fn with_lanes(mut self, lanes: usize) -> Self {
+        self.engine.set_lanes(lanes);
+        self
+    }
+
+    /// Runs at a time that share the machine's threads.
+    pub fn lanes(&self) -> usize {
+        self.engine.lanes()
+    }
+
     /// The same network with other options; `imgsz` is rounded up to the stride.
     ///
     /// # Errors
@@ -313,15 +327,15 @@ impl Detector {
         Ok(Prepared { input, placements, pre_process: start.elapsed() })
     }
 
-    /// The second stage: the network, and nothing else. One thread should call it: its work is spread over all cores, or a GPU,
-    /// as it is.
+    /// The second stage: the network, and nothing else. Its work is spread over all cores, or a GPU, as it is: one thread should
+    /// call it, or as many as [`Detector::with_lanes`] was told.
     ///
     /// # Errors
     /// Where the device fails.
     pub fn infer(&self, prepared: &Prepared) -> Result<Raw> {
         let (batch, _, height, width) = prepared.input.dims4()?;
         // Done once a size, and no part of what a picture takes.
-        self.engine.ready(&self.graph, batch, (height, width))?;
+        let ready = self.engine.ready(&self.graph, batch, (height, width))?;
         let start = Instant::now();
         let input = prepared.input.to_device(&self.device)?.to_dtype(self.dtype)?;
         let pre_process = prepared.pre_process + start.elapsed();
@@ -329,7 +343,7 @@ impl Detector {
         let start = Instant::now();
         // Rows that suppression would drop need not be decoded: those of an objectness below the threshold, rounding aside.
         let threshold = (self.options.conf_thres as f32).next_down();
-        let outputs = self.engine.run(&self.graph, &input, Some(threshold))?;
+        let outputs = self.engine.run(ready, &input, Some(threshold))?;
         // The copy waits for a GPU to finish.
         let rows = outputs.main.to_device(&Device::Cpu)?;
         let prototypes = outputs.prototypes.map(|p| p.to_device(&Device::Cpu)).transpose()?;
@@ -469,5 +483,25 @@ mod tests {
         let apart: Vec<_> = each.iter().flat_map(|batch| batch.pictures.clone()).collect();
         assert_eq!(apart, batch.pictures);
         assert!(each.iter().all(|batch| batch.speed.inference == each[0].speed.inference));
+    }
+    #[test]
+    fn runs_beside_each_other_give_what_each_gives_alone() {
+        let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
+        let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
+        let options = DetectOptions { imgsz: [128, 128], conf_thres: 0.0, max_det: 3, ..Default::default() };
+        let alone = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
+        let alone = alone.with_options(options).unwrap();
+        let together = alone.clone().with_lanes(3);
+        assert_eq!((alone.lanes(), together.lanes()), (1, 3));
+        let pictures: Vec<_> =
+            (0..12u8).map(|i| RgbImage::from_pixel(64 + 40 * u32::from(i % 2), 64, image::Rgb([20 * i; 3]))).collect();
+        let expected: Vec<_> = pictures.iter().map(|picture| alone.detect(picture).unwrap()).collect();
+        let got: Vec<_> = std::thread::scope(|scope| {
+            let runs: Vec<_> =
+                pictures.iter().map(|picture| scope.spawn(|| together.detect(picture).unwrap())).collect();
+            runs.into_iter().map(|run| run.join().unwrap()).collect()
+        });
+        assert_eq!(got, expected);
+        assert!(expected.iter().any(|found| *found != expected[0]));
     }
 }

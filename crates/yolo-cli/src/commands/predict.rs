@@ -225,6 +225,7 @@ fn predict(args: &Args) -> anyhow::Result<ExitCode> {
     console.line(&arguments_line(args, &detector, &project))?;
     console.line(&format!("yolo {} {}\n\n{}", env!("CARGO_PKG_VERSION"), device::name(&device), detector.summary()))?;
 
+    let detector = detector.with_lanes(lanes(jobs.len().div_ceil(usize::from(args.batch).max(1))));
     let wanted = wanted(args, &detector)?;
     let mut writer = open_writer(args, &project, &wanted, &jobs)?;
     for job in jobs.iter().filter(|_| writer.is_some()) {
@@ -285,6 +286,13 @@ fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<Detec
         ));
     }
     Ok(detector)
+}
+
+/// Batches that go through the network beside each other on the CPU, of so many: threads that need not wait for each other are
+/// worth more than a short time for each, but every lane takes memory.
+fn lanes(batches: usize) -> usize {
+    const MOST: usize = 4;
+    rayon::current_num_threads().min(MOST).min(batches).max(1)
 }
 
 fn default_project(detector: &Detector) -> PathBuf {

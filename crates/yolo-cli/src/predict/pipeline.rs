@@ -1,15 +1,15 @@
 //! Pictures on their way: read and fitted ahead of the network, drawn and written behind it, in threads of their own.
 //!
 //! ```text
-//! read (threads, a picture each) ─▶ gather (a batch, letterboxed) ─▶ network ─▶ finish (threads, a picture each) ─▶ write
+//! read (threads, a picture each) ─▶ gather (a batch, letterboxed) ─▶ network (lanes, a batch each) ─▶ finish (threads, a picture
+//! each) ─▶ write
 //! ```
 //!
 //! Every arrow is a bounded channel that keeps the order of the pictures. A stage that ends drops its ends of them, and that
 //! ends the others: the ones before it have nobody to work for, the ones after it do what is still on its way.
 
-use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
 
 use image::RgbImage;
@@ -53,6 +53,17 @@ struct Gathered {
     refused: Vec<(usize, anyhow::Error)>,
 }
 
+/// The pictures of a batch in their order, or the failure of the network.
+fn each(batch: anyhow::Result<Vec<Numbered<Seen>>>) -> Vec<anyhow::Result<Numbered<Seen>>> {
+    match batch {
+        Ok(mut pictures) => {
+            pictures.sort_by_key(|(number, _)| *number);
+            pictures.into_iter().map(Ok).collect()
+        }
+        Err(error) => vec![Err(error)],
+    }
+}
+
 /// A picture that the network has seen.
 struct Seen {
     image: RgbImage,
@@ -69,8 +80,8 @@ struct Finished {
 impl Run<'_> {
     /// Looks at every picture.
     ///
-    /// In memory are at most one batch that is gathered, one in the network and one that waits to be finished, and two
-    /// pictures for each thread that reads or finishes.
+    /// In memory are at most two batches for each lane of the network, one that is gathered, and two pictures for each thread that
+    /// reads or finishes.
     ///
     /// # Errors
     /// A network that fails, a result that cannot be written, standard output that is closed. A picture that cannot be
@@ -84,15 +95,10 @@ impl Run<'_> {
             let (gathered, batches) = sync_channel(0);
             scope.spawn(move || self.gather(pictures, &gathered));
 
-            let (seen, unfinished) = sync_channel(self.batch);
-            let finished = in_order(scope, threads, unfinished.into_iter(), |seen| self.finish(seen));
-            let written = scope.spawn(move || self.write(finished, writer));
-
-            let inferred = self.infer(batches, seen);
-            // The earlier picture's failure comes first, and that is the one in writing.
-            let outcome = written.join().unwrap_or_else(|panic| resume_unwind(panic))?;
-            inferred?;
-            Ok(outcome)
+            let lanes = self.detector.lanes();
+            let seen = in_order(scope, lanes, batches.into_iter(), |gathered| self.look_at(gathered));
+            let finished = in_order(scope, threads, seen.flat_map(each), |seen| self.finish(seen?));
+            self.write(finished, writer)
         })
     }
 
@@ -144,21 +150,6 @@ impl Run<'_> {
         gathered
     }
 
-    /// The network: one batch after the other, in this thread.
-    fn infer(&self, batches: Receiver<Gathered>, seen: SyncSender<Numbered<Seen>>) -> anyhow::Result<()> {
-        for gathered in batches {
-            let mut pictures = self.look_at(gathered)?;
-            pictures.sort_by_key(|(number, _)| *number);
-            for picture in pictures {
-                if seen.send(picture).is_err() {
-                    // Writing has failed, and says why.
-                    return Ok(());
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Takes a batch through the network. A picture that the network cannot take is an error of that picture; a device that
     /// fails is one of the run.
     fn look_at(&self, gathered: Gathered) -> anyhow::Result<Vec<Numbered<Seen>>> {
@@ -198,9 +189,11 @@ impl Run<'_> {
         let (job, names) = (&self.jobs[number], self.detector.names());
         let found = batch.pictures.first().map_or(&[][..], Vec::as_slice);
         let record = record::make(image, found, names, &job.source, &job.files.picture, self.wanted)?;
-        let ([height, width], milliseconds) = (batch.network_shape, batch.speed.inference.as_secs_f64() * 1e3);
+        // As pictures of a batch do, those of lanes share the time that they take beside each other.
+        let speed = Speed { inference: batch.speed.inference / self.detector.lanes() as u32, ..batch.speed };
+        let ([height, width], milliseconds) = (batch.network_shape, speed.inference.as_secs_f64() * 1e3);
         let line = format!("{height}x{width} {}{milliseconds:.1}ms", text::tally(found, names));
-        Ok(Finished { record, line, speed: batch.speed })
+        Ok(Finished { record, line, speed })
     }
 
     /// Writes what comes of the pictures, in their order.

@@ -1,12 +1,12 @@
 //! What runs a detector's network: plans on the CPU, the model elsewhere.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use candle_core::{DType, Device, Tensor};
 
 use crate::weights::Weights;
-use crate::{Graph, Model, Outputs, Plan, PlanOptions, PlanSession, Precision, Result};
+use crate::{Error, Graph, Model, Outputs, Plan, PlanOptions, PlanSession, Precision, Result};
 
 /// Plans that are kept: pictures of other shapes make others.
 const PLANS: usize = 8;
@@ -20,9 +20,18 @@ pub(super) enum Engine {
         precision: Precision,
         /// As of [`PlanOptions`].
         tuning: Option<PathBuf>,
-        plans: Arc<Mutex<Vec<(Plan, PlanSession)>>>,
+        /// Runs at a time, which share the machine's threads.
+        lanes: usize,
+        plans: Arc<Mutex<Vec<Compiled>>>,
     },
     Model(Box<Model>),
+}
+
+/// A plan, and sessions of it that nobody runs.
+#[derive(Debug)]
+pub(super) struct Compiled {
+    plan: Arc<Plan>,
+    idle: Vec<PlanSession>,
 }
 
 impl Engine {
@@ -30,64 +39,84 @@ impl Engine {
         if let Some(precision) = Precision::of(dtype).filter(|_| device.is_cpu()) {
             precision.check()?;
             Plan::check(graph, weights)?;
-            return Ok(Self::Plans { weights: weights.clone(), precision, tuning: None, plans: Arc::default() });
+            let (weights, plans) = (weights.clone(), Arc::default());
+            return Ok(Self::Plans { weights, precision, tuning: None, lanes: 1, plans });
         }
         Ok(Self::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?)))
     }
 
-    /// Plans that are compiled from now on choose algorithms by the file; a model has nothing to choose.
-    pub(super) fn tune(&mut self, file: PathBuf) {
-        if let Self::Plans { tuning, .. } = self {
-            *tuning = Some(file);
+    /// Compiles for so many runs at a time; a model has one.
+    pub(super) fn set_lanes(&mut self, wanted: usize) {
+        if let Self::Plans { lanes, plans, .. } = self {
+            (*lanes, *plans) = (wanted.max(1), Arc::default());
         }
     }
 
-    /// Compiles the plan for a size, where there is none yet.
-    pub(super) fn ready(&self, graph: &Graph, batch: usize, size: (usize, usize)) -> Result<()> {
-        let Self::Plans { weights, precision, tuning, plans } = self else { return Ok(()) };
+    /// Runs at a time that share the machine's threads.
+    pub(super) fn lanes(&self) -> usize {
+        if let Self::Plans { lanes, .. } = self { *lanes } else { 1 }
+    }
+
+    /// Compiles with algorithms chosen by the file; a model has nothing to choose.
+    pub(super) fn tune(&mut self, file: PathBuf) {
+        if let Self::Plans { tuning, plans, .. } = self {
+            (*tuning, *plans) = (Some(file), Arc::default());
+        }
+    }
+
+    /// What a run at a size takes: the plan, compiled where there is none yet, and a session that nobody else has. A model takes
+    /// nothing.
+    pub(super) fn ready(&self, graph: &Graph, batch: usize, size: (usize, usize)) -> Result<Option<Ready>> {
+        let Self::Plans { weights, precision, tuning, lanes, plans } = self else { return Ok(None) };
         let mut plans = lock(plans);
-        let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == size;
-        let last = match plans.iter().position(fits) {
-            Some(index) => plans.remove(index),
-            None => {
-                let (precision, tuning) = (*precision, tuning.clone());
-                let options = PlanOptions { batch, size, precision, tuning, ..PlanOptions::default() };
-                let plan = Plan::compile(graph, weights, &options)?;
-                let session = plan.session()?;
-                (plan, session)
-            }
+        let fits = |compiled: &Compiled| compiled.plan.batch() == batch && compiled.plan.size() == size;
+        let mut compiled = if let Some(index) = plans.iter().position(fits) {
+            plans.remove(index)
+        } else {
+            let threads = Some((rayon::current_num_threads() / lanes).max(1));
+            let (precision, tuning) = (*precision, tuning.clone());
+            let options = PlanOptions { batch, size, threads, precision, tuning, ..PlanOptions::default() };
+            let plan = Arc::new(Plan::compile(graph, weights, &options)?);
+            Compiled { plan, idle: Vec::new() }
         };
+        let plan = Arc::clone(&compiled.plan);
+        let session = compiled.idle.pop().map_or_else(|| plan.session(), Ok);
         if plans.len() >= PLANS {
             plans.remove(0);
         }
-        plans.push(last);
-        Ok(())
+        plans.push(compiled);
+        Ok(Some(Ready { plan, session: session? }))
     }
 
     /// Rows of boxes whose objectness is not above `threshold` may come as zeros but for that.
-    pub(super) fn run(&self, graph: &Graph, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
-        let plans = match self {
-            Self::Model(model) => return model.run(x),
-            Self::Plans { plans, .. } => plans,
-        };
-        let (batch, _, height, width) = x.dims4()?;
-        let mut plans = lock(plans);
-        let fits = |(plan, _): &&mut (Plan, PlanSession)| plan.batch() == batch && plan.size() == (height, width);
-        if let Some((plan, session)) = plans.iter_mut().find(fits) {
-            return plan.forward(session, x, threshold);
+    pub(super) fn run(&self, ready: Option<Ready>, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
+        match (self, ready) {
+            (Self::Model(model), _) => model.run(x),
+            (Self::Plans { plans, .. }, Some(mut ready)) => {
+                let outputs = ready.plan.forward(&mut ready.session, x, threshold);
+                // A run that panics takes its session along.
+                give_back(plans, ready);
+                outputs
+            }
+            (Self::Plans { .. }, None) => Err(Error::Device("no plan was made for the run".into())),
         }
-        // Another thread's sizes may have come between.
-        drop(plans);
-        self.ready(graph, batch, (height, width))?;
-        self.run(graph, x, threshold)
     }
 }
 
-/// A plan that has panicked is not used again.
-fn lock(plans: &Mutex<Vec<(Plan, PlanSession)>>) -> MutexGuard<'_, Vec<(Plan, PlanSession)>> {
-    plans.lock().unwrap_or_else(|poisoned| {
-        let mut plans = poisoned.into_inner();
-        plans.clear();
-        plans
-    })
+/// A plan, and a session of it for one run.
+pub(super) struct Ready {
+    plan: Arc<Plan>,
+    session: PlanSession,
+}
+
+/// Keeps a session for the next run, where its plan is kept.
+fn give_back(plans: &Mutex<Vec<Compiled>>, Ready { plan, session }: Ready) {
+    if let Some(compiled) = lock(plans).iter_mut().find(|compiled| Arc::ptr_eq(&compiled.plan, &plan)) {
+        compiled.idle.push(session);
+    }
+}
+
+fn lock(plans: &Mutex<Vec<Compiled>>) -> MutexGuard<'_, Vec<Compiled>> {
+    // What is kept is whole at any time: a panic while it is locked leaves nothing half done.
+    plans.lock().unwrap_or_else(PoisonError::into_inner)
 }
