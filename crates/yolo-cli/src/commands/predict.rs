@@ -295,8 +295,7 @@ fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<Detec
 fn lanes(detector: &Detector, batches: usize) -> usize {
     const MOST: usize = 4;
     const CACHED: usize = 16 << 20;
-    let values: usize = detector.graph().params().iter().map(|param| param.shape.iter().product::<usize>()).sum();
-    let most = if size_of::<f32>() * values <= CACHED { MOST } else { 1 };
+    let most = if size_of::<f32>() * detector.graph().num_params() <= CACHED { MOST } else { 1 };
     rayon::current_num_threads().min(most).min(batches).max(1)
 }
 
