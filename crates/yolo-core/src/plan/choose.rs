@@ -60,8 +60,9 @@ fn candidates(conv: &Conv, precision: Precision) -> Vec<Algorithm> {
     if geometry.groups > 1 && geometry.groups == geometry.in_channels && geometry.out_channels == geometry.groups {
         return vec![Algorithm::Depthwise];
     }
-    let winograd =
-        geometry.groups == 1 && (geometry.kernel, geometry.stride, geometry.dilation) == ((3, 3), (1, 1), (1, 1));
+    // Mixtures of experts are transformed for stride 1 only.
+    let stride = geometry.stride == (1, 1) || (geometry.stride == (2, 2) && conv.routing.is_none());
+    let winograd = geometry.groups == 1 && (geometry.kernel, geometry.dilation) == ((3, 3), (1, 1)) && stride;
     let mut all = vec![direct(precision)];
     all.extend(winograd.then_some(Algorithm::Winograd));
     all

@@ -29,7 +29,7 @@ pub enum Algorithm {
     Direct,
     /// The same with values and kernels rounded to bf16, summed in f32. Maps stay in f32.
     DirectBf16,
-    /// F(4x4, 3x3); kernels of 3x3 and stride 1 in one group only.
+    /// F(4x4, 3x3); kernels of 3x3 and stride 1 in one group only, or stride 2 where they are fixed.
     Winograd,
     /// One kernel a channel.
     Depthwise,
@@ -141,7 +141,10 @@ impl Convolution<'_> {
         match algorithm {
             Algorithm::Direct | Algorithm::DirectBf16 => self.inputs.len() <= MAX_PARTS && (self.groups == 1 || plain),
             Algorithm::Winograd => {
-                plain && self.groups == 1 && kernel == (3, 3) && stride == (1, 1) && dilation == (1, 1)
+                // Mixtures are transformed for stride 1 only.
+                let fixed = matches!(self.kernels, Kernels::Fixed { .. });
+                let stride = stride == (1, 1) || (stride == (2, 2) && fixed);
+                plain && self.groups == 1 && kernel == (3, 3) && stride && dilation == (1, 1)
             }
             Algorithm::Depthwise => plain && self.groups == self.in_channels() && self.output.channels == self.groups,
         }
@@ -480,6 +483,7 @@ impl Job for AddConvolution<'_, '_> {
                     input: conv.inputs[0].view,
                     output,
                     padding: window.padding,
+                    stride: window.stride.0,
                     residual,
                     act,
                     packing: packer.packing,

@@ -16,11 +16,13 @@ mod peak;
 pub(super) mod planar;
 mod pointwise;
 mod pool;
+mod product;
 mod program;
 pub(super) mod team;
 #[cfg(test)]
 mod tests;
 mod tile;
+mod transforms;
 mod turn;
 mod winograd;
 

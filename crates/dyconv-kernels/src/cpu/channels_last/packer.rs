@@ -13,6 +13,8 @@ pub(super) struct Packer {
     pub(super) algorithm: Algorithm,
     pub(super) groups: usize,
     pub(super) window: usize,
+    /// Of Winograd's algorithm.
+    stride: usize,
     pub(super) packing: Packing,
     pub(super) channels: usize,
     /// Values of a tap's row of a depthwise convolution.
@@ -46,7 +48,8 @@ impl Packer {
         };
         // Vectors are read whole, from the last group's first channel on too.
         let bias = (channels + 2 * LINE).next_multiple_of(LINE);
-        Self { algorithm: conv.algorithm, groups, window, packing, channels, row, len, bias, unrounded: false }
+        let stride = conv.window.stride.0;
+        Self { algorithm: conv.algorithm, groups, window, stride, packing, channels, row, len, bias, unrounded: false }
     }
 
     /// How experts are packed, so that their mixtures are what this packs, before Winograd's transform or the rounding to bf16.
@@ -90,7 +93,7 @@ impl Packer {
                     }
                 }
             }
-            Algorithm::Winograd => winograd::transform_kernels(&self.packing, kernels, packed),
+            Algorithm::Winograd => winograd::transform_kernels(&self.packing, self.stride, kernels, packed),
             Algorithm::Depthwise => depthwise::pack(kernels, self.channels, self.row, packed),
         }
     }

@@ -15,8 +15,10 @@ use super::direct::PANEL_VECTORS;
 use super::finish::{load_part, store_part};
 use super::memory::{Arena, LINE, Lines};
 use super::planar::{From, To, turn_in};
+use super::product::{ZEROS, product};
+use super::transforms::OUT;
 use super::turn::turn;
-use super::winograd::{self, Layout, OUT, POINTS, Phase, SKEW, Winograd, product};
+use super::winograd::{self, Layout, POINTS, Phase, SKEW, Winograd};
 
 /// Input channels of a block: transformed kernels of a panel take about a seventh of a level-2 cache of 512 KiB.
 const BLOCK: usize = 32;
@@ -276,7 +278,7 @@ impl Panels<'_> {
                         let rows = inputs.wrapping_add(point * layout.point_in + tile * layout.row_in);
                         let to = products.wrapping_add(point * self.point + tile * width);
                         let kernels = kernels.wrapping_add(point * step);
-                        let start = if first == 0 { (winograd::ZEROS.as_ptr(), 0) } else { (to.cast_const(), width) };
+                        let start = if first == 0 { (ZEROS.as_ptr(), 0) } else { (to.cast_const(), width) };
                         // SAFETY: there are transformed maps and products for every tile of the unit, and kernels for the block.
                         unsafe {
                             product(isa, size, (rows, layout.row_in), channels, kernels, start, (to, width));
@@ -431,7 +433,8 @@ impl Panels<'_> {
                 for vector in 0..vectors {
                     let from = products.wrapping_add((start + column) * panel_width + vector * I::LANES);
                     // SAFETY: there is a product for each tile, point and vector.
-                    let mut values = unsafe { winograd::outputs(isa, from, self.point, scale[vector], bias[vector]) };
+                    let mut values =
+                        unsafe { winograd::outputs::<I, 6>(isa, from, self.point, scale[vector], bias[vector]) };
                     self.conv.act.apply_all(isa, &mut values);
                     let to = rows.wrapping_add(column * OUT * panel_width + vector * I::LANES);
                     for y in 0..OUT {

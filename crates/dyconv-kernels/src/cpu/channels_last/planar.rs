@@ -82,6 +82,7 @@ pub(in super::super) fn conv2d<I: Isa>(
         input,
         output,
         padding: shape.config.padding,
+        stride: 1,
         residual: None,
         act: if epilogue.silu { Act::Silu } else { Act::Identity },
         packing: packing::<I>(shape),

@@ -223,7 +223,7 @@ fn random(algorithm: Algorithm, count: usize, tolerance: f64) {
         let window = match algorithm {
             Algorithm::Winograd => Window {
                 kernel: (3, 3),
-                stride: (1, 1),
+                stride: [(1, 1), (2, 2)][pick(&[0, 1])],
                 padding: (pick(&[0, 1, 1, 2]), pick(&[0, 1, 1, 3])),
                 dilation: (1, 1),
             },
@@ -256,7 +256,12 @@ fn random(algorithm: Algorithm, count: usize, tolerance: f64) {
             groups,
             act: ACTS[below(ACTS.len())],
             residual: below(3) == 0,
-            experts: [0, 0, 1, 4][below(4)],
+            // Mixtures are transformed for stride 1 only.
+            experts: if algorithm == Algorithm::Winograd && window.stride == (2, 2) {
+                0
+            } else {
+                [0, 0, 1, 4][below(4)]
+            },
             algorithm,
             threads: 1 + below(3),
             dense: below(2) == 0,

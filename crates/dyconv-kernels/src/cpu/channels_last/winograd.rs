@@ -1,8 +1,9 @@
-//! 3x3 convolution of stride 1 by Winograd's algorithm F(4x4, 3x3): 36 multiplications where a direct one takes 144.
+//! 3x3 convolution by Winograd's algorithm: 36 multiplications where a direct one takes 144, with stride 2 81.
 //!
 //! After Lavin and Gray, "Fast Algorithms for Convolutional Neural Networks" (2015), with the points 0, 1, -1, 2, -2 and infinity.
-//! A tile of 4x4 outputs depends on 6x6 inputs. Inputs and kernels are transformed (36 values each), multiplied point by point,
-//! which over all channels is a matrix product for each of the 36 points, and transformed back.
+//! A tile of 4x4 outputs depends on 6x6 inputs. Inputs and kernels are transformed (36 values each), multiplied slot by slot,
+//! which over all channels is a matrix product for each of the 36 slots, and transformed back. With stride 2 it depends on 9x9
+//! inputs, which make 81 slots, of which some share kernels ([`super::transforms`]).
 //!
 //! The transforms multiply values by up to 8 and subtract them from each other again, which costs about one digit: results
 //! agree with the direct convolution to some 1e-5 of the largest value instead of 1e-6.
@@ -13,15 +14,12 @@ use super::super::isa::Isa;
 use super::direct::{PANEL_VECTORS, Packing, Weights};
 use super::finish::{Act, load_part, put};
 use super::memory::{Arena, View};
+use super::product::{ZEROS, product};
 use super::team::Member;
-use super::tile::by_size;
+use super::transforms::{KERNELS, OUT, backward, forward, kernel_forward, kernels};
 
-/// Outputs of a tile along an axis.
-pub(super) const OUT: usize = 4;
-/// Inputs of a tile along an axis.
-const IN: usize = 6;
-/// Points at which the products are taken.
-pub(super) const POINTS: usize = IN * IN;
+/// Kernels of a tile, of which each slot takes one.
+pub(super) const POINTS: usize = KERNELS * KERNELS;
 /// Keeps rows of different points from falling into the same sets of a cache.
 pub(super) const SKEW: usize = 16;
 
@@ -36,6 +34,8 @@ pub(super) struct Winograd {
     pub(super) input: View,
     pub(super) output: View,
     pub(super) padding: (usize, usize),
+    /// 1 or 2.
+    pub(super) stride: usize,
     pub(super) residual: Option<View>,
     pub(super) act: Act,
     /// Of one point: taps are input channels.
@@ -47,19 +47,16 @@ pub(super) struct Winograd {
 }
 
 /// Transforms kernels `[out, in, 3, 3]` and packs them, point by point.
-pub(super) fn transform_kernels(packing: &Packing, kernels: &[f32], packed: &mut [f32]) {
-    let rows = |k: [f64; 3]| -> [f64; IN] {
-        let [a, b, c] = k;
-        [a, a + b + c, a - b + c, a + 2.0 * b + 4.0 * c, a - 2.0 * b + 4.0 * c, c]
-    };
+pub(super) fn transform_kernels(packing: &Packing, stride: usize, weights: &[f32], packed: &mut [f32]) {
     let inputs = packing.taps;
-    let mut points = vec![[0.0f32; POINTS]; kernels.len() / 9];
-    points.par_iter_mut().zip(kernels.par_chunks_exact(9)).with_min_len(256).for_each(|(points, kernel)| {
+    let mut points = vec![[0.0f32; POINTS]; weights.len() / 9];
+    points.par_iter_mut().zip(weights.par_chunks_exact(9)).with_min_len(256).for_each(|(points, kernel)| {
         let k = |y: usize, x: usize| f64::from(kernel[3 * y + x]);
-        let columns: [[f64; IN]; 3] = std::array::from_fn(|x| rows([k(0, x), k(1, x), k(2, x)]));
-        for y in 0..IN {
-            for (x, value) in rows([columns[0][y], columns[1][y], columns[2][y]]).into_iter().enumerate() {
-                points[y * IN + x] = value as f32;
+        let columns: [[f64; KERNELS]; 3] = std::array::from_fn(|x| kernels(stride, [k(0, x), k(1, x), k(2, x)]));
+        for y in 0..KERNELS {
+            let row = kernels(stride, [columns[0][y], columns[1][y], columns[2][y]]);
+            for (x, value) in row.into_iter().enumerate() {
+                points[y * KERNELS + x] = value as f32;
             }
         }
     });
@@ -79,11 +76,11 @@ pub(super) unsafe fn transform_packed<I: Isa>(isa: I, nine: &[I::F32; 9], to: *m
         kernel_forward(isa, [nine[1], nine[4], nine[7]]),
         kernel_forward(isa, [nine[2], nine[5], nine[8]]),
     ];
-    for y in 0..IN {
+    for y in 0..KERNELS {
         let row = kernel_forward(isa, [column[0][y], column[1][y], column[2][y]]);
-        for x in 0..IN {
+        for x in 0..KERNELS {
             // SAFETY: the caller proves the room.
-            unsafe { isa.store_at(to.add((y * IN + x) * step), row[x]) };
+            unsafe { isa.store_at(to.add((y * KERNELS + x) * step), row[x]) };
         }
     }
 }
@@ -102,6 +99,22 @@ pub(super) struct Layout {
 }
 
 impl Winograd {
+    /// Inputs of a tile along an axis, and as many slots.
+    fn side(&self) -> usize {
+        if self.stride == 1 { 6 } else { 9 }
+    }
+
+    /// Products of a tile.
+    fn slots(&self) -> usize {
+        self.side() * self.side()
+    }
+
+    /// The kernel of a slot.
+    fn kernel(&self, slot: usize) -> usize {
+        let (y, x) = (slot / self.side(), slot % self.side());
+        y.min(KERNELS - 1) * KERNELS + x.min(KERNELS - 1)
+    }
+
     /// Rows and columns of tiles.
     pub(super) fn tiles(&self) -> (usize, usize) {
         (self.output.height.div_ceil(OUT), self.output.width.div_ceil(OUT))
@@ -113,7 +126,7 @@ impl Winograd {
         const OWN_VALUES: usize = 96 * 1024;
         /// Of a chunk of all threads: a share of a level-3 cache.
         const COMMON_VALUES: usize = 2 * 1024 * 1024;
-        let tile = POINTS * (self.packing.taps + self.packing.out);
+        let tile = self.slots() * (self.packing.taps + self.packing.out);
         let (rows, columns) = self.tiles();
         let tiles = rows * columns;
         let own = OWN_VALUES / tile;
@@ -136,7 +149,7 @@ impl Winograd {
     /// Values of scratch that a chunk takes.
     pub(super) fn scratch<I: Isa>(&self) -> usize {
         let layout = self.layout::<I>();
-        POINTS * (layout.point_in + layout.point_out)
+        self.slots() * (layout.point_in + layout.point_out)
     }
 
     /// How it is divided into jobs.
@@ -230,7 +243,7 @@ impl<'a> Jobs<'a> {
         };
         match phase {
             Phase::Inputs => transform(packing.taps),
-            Phase::Products => POINTS * packing.panels().div_ceil(self.share()),
+            Phase::Products => self.conv.slots() * packing.panels().div_ceil(self.share()),
             Phase::Outputs => transform(packing.out),
         }
     }
@@ -278,8 +291,8 @@ impl Chunk<'_> {
         let packing = &self.conv.packing;
         self.transform_input(isa, (0, self.count), (0, packing.taps.div_ceil(I::LANES)));
         // Not a closure, which might not be compiled for the instruction set.
-        for point in 0..POINTS {
-            self.multiply(isa, point, (0, packing.panels()));
+        for slot in 0..self.conv.slots() {
+            self.multiply(isa, slot, (0, packing.panels()));
         }
         self.transform_output(isa, (0, self.count), (0, packing.out.div_ceil(I::LANES)));
     }
@@ -303,8 +316,8 @@ impl Chunk<'_> {
             Phase::Products => {
                 let share = self.jobs.share();
                 let shares = packing.panels().div_ceil(share);
-                let (point, part) = (task / shares, task % shares);
-                self.multiply(isa, point, (part * share, ((part + 1) * share).min(packing.panels())));
+                let (slot, part) = (task / shares, task % shares);
+                self.multiply(isa, slot, (part * share, ((part + 1) * share).min(packing.panels())));
             }
             Phase::Outputs => {
                 let (tiles, vectors) = part(packing.out);
@@ -334,71 +347,78 @@ impl Chunk<'_> {
     /// Tiles and vectors of channels, first and one past the last.
     #[inline(always)]
     fn transform_input<I: Isa>(&self, isa: I, tiles: (usize, usize), vectors: (usize, usize)) {
+        if self.conv.stride == 1 {
+            self.inputs::<I, 6>(isa, tiles, vectors);
+        } else {
+            self.inputs::<I, 9>(isa, tiles, vectors);
+        }
+    }
+
+    /// Of tiles of `N`x`N` inputs.
+    #[inline(always)]
+    fn inputs<I: Isa, const N: usize>(&self, isa: I, tiles: (usize, usize), vectors: (usize, usize)) {
         let conv = self.conv;
         let view = &conv.input;
         let (_, columns) = conv.tiles();
         let start = self.arena.at(view.offset + self.sample * view.sample()).cast_const();
         for tile in tiles.0..tiles.1 {
-            let (row, column) = ((self.first + tile) / columns * OUT, (self.first + tile) % columns * OUT);
+            let step = OUT * conv.stride;
+            let (row, column) = ((self.first + tile) / columns * step, (self.first + tile) % columns * step);
             // Rows and columns of the tile that the map has.
             let span = |at: usize, padding: usize, size: usize| {
-                (padding.saturating_sub(at).min(IN), (size + padding).saturating_sub(at).min(IN))
+                (padding.saturating_sub(at).min(N), (size + padding).saturating_sub(at).min(N))
             };
             let (top, bottom) = span(row, conv.padding.0, view.height);
             let (left, right) = span(column, conv.padding.1, view.width);
-            let whole = (top, bottom, left, right) == (0, IN, 0, IN);
+            let whole = (top, bottom, left, right) == (0, N, 0, N);
             let place = |y: usize, x: usize| {
                 ((row + y - conv.padding.0) * view.width + column + x - conv.padding.1) * view.pixel
             };
             for vector in vectors.0..vectors.1 {
                 let channel = vector * I::LANES;
                 let count = conv.packing.taps - channel;
-                let mut d = [[isa.splat(0.0); IN]; IN];
-                if whole && count >= I::LANES {
-                    let start = start.wrapping_add(place(0, 0) + channel);
-                    for y in 0..IN {
-                        for x in 0..IN {
+                let mut columns = [[isa.splat(0.0); N]; N];
+                for x in 0..N {
+                    let mut column = [isa.splat(0.0); N];
+                    if whole && count >= I::LANES {
+                        let start = start.wrapping_add(place(0, x) + channel);
+                        for y in 0..N {
                             // SAFETY: the whole tile lies in the map.
-                            d[y][x] = unsafe { isa.load_at(start.add((y * view.width + x) * view.pixel)) };
+                            column[y] = unsafe { isa.load_at(start.add(y * view.width * view.pixel)) };
                         }
-                    }
-                } else {
-                    for y in top..bottom {
-                        for x in left..right {
+                    } else if (left..right).contains(&x) {
+                        for y in top..bottom {
                             // SAFETY: the pixel lies in the map, and the channels behind `channel` are as many as `count`.
-                            d[y][x] = unsafe { load_part(isa, start.wrapping_add(place(y, x) + channel), count) };
+                            column[y] = unsafe { load_part(isa, start.wrapping_add(place(y, x) + channel), count) };
                         }
                     }
-                }
-                let mut columns = [[isa.splat(0.0); IN]; IN];
-                for x in 0..IN {
-                    let column = forward(isa, [d[0][x], d[1][x], d[2][x], d[3][x], d[4][x], d[5][x]]);
-                    for y in 0..IN {
+                    let column = forward(isa, &column);
+                    for y in 0..N {
                         columns[y][x] = column[y];
                     }
                 }
                 let Layout { row_in, block_in, .. } = self.layout;
                 let place = channel / row_in * block_in + channel % row_in;
                 let out = self.scratch.wrapping_add(tile * row_in + place);
-                for y in 0..IN {
-                    let row = forward(isa, columns[y]);
-                    for x in 0..IN {
+                for y in 0..N {
+                    let row = forward(isa, &columns[y]);
+                    for x in 0..N {
                         // SAFETY: the scratch has a row of whole vectors for each tile and point.
-                        unsafe { isa.store_at(out.add((y * IN + x) * self.layout.point_in), row[x]) };
+                        unsafe { isa.store_at(out.add((y * N + x) * self.layout.point_in), row[x]) };
                     }
                 }
             }
         }
     }
 
-    /// The matrix product of one point, some panels of output channels.
+    /// The matrix product of one slot, some panels of output channels.
     #[inline(always)]
-    fn multiply<I: Isa>(&self, isa: I, point: usize, panels: (usize, usize)) {
+    fn multiply<I: Isa>(&self, isa: I, slot: usize, panels: (usize, usize)) {
         let Layout { row_in, row_out, point_in, point_out, .. } = self.layout;
         let packing = &self.conv.packing;
-        let inputs = self.scratch.wrapping_add(point * point_in).cast_const();
-        let products = self.scratch.wrapping_add(POINTS * point_in + point * point_out);
-        let weights = self.weights.wrapping_add(point * point_len(packing));
+        let inputs = self.scratch.wrapping_add(slot * point_in).cast_const();
+        let products = self.scratch.wrapping_add(self.conv.slots() * point_in + slot * point_out);
+        let weights = self.weights.wrapping_add(self.conv.kernel(slot) * point_len(packing));
         // Tiles of equal height waste least.
         let height = self.count.div_ceil(self.count.div_ceil(I::TILE_ROWS));
         for panel in panels.0..panels.1 {
@@ -423,7 +443,7 @@ impl Chunk<'_> {
         let (_, columns) = conv.tiles();
         let out = self.arena.at(view.offset + self.sample * view.sample());
         let residual = conv.residual.map(|view| (self.arena.at(view.offset + self.sample * view.sample()), view));
-        let products = self.scratch.wrapping_add(POINTS * self.layout.point_in).cast_const();
+        let products = self.scratch.wrapping_add(conv.slots() * self.layout.point_in).cast_const();
         for tile in tiles.0..tiles.1 {
             let (row, column) = ((self.first + tile) / columns * OUT, (self.first + tile) % columns * OUT);
             let (height, width) = (OUT.min(view.height - row), OUT.min(view.width - column));
@@ -440,7 +460,13 @@ impl Chunk<'_> {
                     unsafe { isa.load_at(self.scale.add(channel)) }
                 };
                 // SAFETY: the scratch has a row of whole vectors for each tile and point.
-                let mut values = unsafe { outputs(isa, from, self.layout.point_out, scale, bias) };
+                let mut values = unsafe {
+                    if conv.stride == 1 {
+                        outputs::<I, 6>(isa, from, self.layout.point_out, scale, bias)
+                    } else {
+                        outputs::<I, 9>(isa, from, self.layout.point_out, scale, bias)
+                    }
+                };
                 conv.act.apply_all(isa, &mut values);
                 for y in 0..height {
                     for x in 0..width {
@@ -458,133 +484,36 @@ impl Chunk<'_> {
     }
 }
 
-/// A tile's outputs, `scale * sum + bias`, of products that lie `step` values apart.
+/// A tile's outputs, from `N`x`N` slots: `scale * sum + bias`, of products that lie `step` values apart.
 ///
 /// # Safety
-/// A vector of each point must be readable.
+/// A vector of each slot must be readable.
 #[inline(always)]
-pub(super) unsafe fn outputs<I: Isa>(
+pub(super) unsafe fn outputs<I: Isa, const N: usize>(
     isa: I,
     products: *const f32,
     step: usize,
     scale: I::F32,
     bias: I::F32,
 ) -> [[I::F32; OUT]; OUT] {
-    let mut rows = [[isa.splat(0.0); IN]; OUT];
-    for x in 0..IN {
-        let mut column = [isa.splat(0.0); IN];
-        for y in 0..IN {
+    let mut rows = [[isa.splat(0.0); N]; OUT];
+    for x in 0..N {
+        let mut column = [isa.splat(0.0); N];
+        for y in 0..N {
             // SAFETY: the caller proves the products.
-            column[y] = unsafe { isa.load_at(products.wrapping_add((y * IN + x) * step)) };
+            column[y] = unsafe { isa.load_at(products.wrapping_add((y * N + x) * step)) };
         }
-        let column = backward(isa, column);
+        let column = backward(isa, &column);
         for y in 0..OUT {
             rows[y][x] = column[y];
         }
     }
     let mut values = [[bias; OUT]; OUT];
     for y in 0..OUT {
-        let row = backward(isa, rows[y]);
+        let row = backward(isa, &rows[y]);
         for x in 0..OUT {
             values[y][x] = isa.fma(row[x], scale, bias);
         }
     }
     values
 }
-
-/// `G g` of three vectors, without the factors 1/4, -1/6, -1/6, 1/24, 1/24 and 1 of its rows: [`backward`] has them, which runs
-/// less often where each sample has kernels of its own.
-#[inline(always)]
-fn kernel_forward<I: Isa>(isa: I, [a, b, c]: [I::F32; 3]) -> [I::F32; IN] {
-    let (sum, four) = (isa.add(a, c), isa.fma(c, isa.splat(4.0), a));
-    [a, isa.add(sum, b), isa.sub(sum, b), isa.fma(b, isa.splat(2.0), four), isa.fma(b, isa.splat(-2.0), four), c]
-}
-
-/// `B^T d` of six vectors.
-#[inline(always)]
-fn forward<I: Isa>(isa: I, d: [I::F32; IN]) -> [I::F32; IN] {
-    let (two, four, five) = (isa.splat(2.0), isa.splat(4.0), isa.splat(-5.0));
-    let minus_four = isa.splat(-4.0);
-    let (a, b) = (isa.fma(d[2], minus_four, d[4]), isa.fma(d[1], minus_four, d[3]));
-    let (c, e) = (isa.sub(d[4], d[2]), isa.mul(isa.sub(d[3], d[1]), two));
-    [
-        isa.fma(d[0], four, isa.fma(d[2], five, d[4])),
-        isa.add(a, b),
-        isa.sub(a, b),
-        isa.add(c, e),
-        isa.sub(c, e),
-        isa.fma(d[1], four, isa.fma(d[3], five, d[5])),
-    ]
-}
-
-/// `A^T m` of six vectors, with the factors that [`kernel_forward`] leaves out.
-#[inline(always)]
-fn backward<I: Isa>(isa: I, m: [I::F32; IN]) -> [I::F32; OUT] {
-    let sixth = isa.splat(-1.0 / 6.0);
-    let (a, b) = (isa.mul(isa.add(m[1], m[2]), sixth), isa.mul(isa.sub(m[1], m[2]), sixth));
-    let (c, e) = (isa.add(m[3], m[4]), isa.sub(m[3], m[4]));
-    [
-        isa.fma(m[0], isa.splat(0.25), isa.fma(c, isa.splat(1.0 / 24.0), a)),
-        isa.fma(e, isa.splat(1.0 / 12.0), b),
-        isa.fma(c, isa.splat(1.0 / 6.0), a),
-        isa.add(isa.fma(e, isa.splat(1.0 / 3.0), b), m[5]),
-    ]
-}
-
-/// `out[i] = start[i] + sum over k of rows[i][k] * weights[k]`, without an epilogue.
-///
-/// # Safety
-/// `size.0` rows of `depth` values must be readable, as many of whole vectors at `start` readable and at `out` writable, and the
-/// panel readable.
-#[inline(always)]
-pub(super) unsafe fn product<I: Isa>(
-    isa: I,
-    size: (usize, usize),
-    (rows, row_in): (*const f32, usize),
-    depth: usize,
-    weights: *const f32,
-    (start, row_start): (*const f32, usize),
-    (out, row_out): (*mut f32, usize),
-) {
-    macro_rules! run {
-        ($m:literal, $n:literal) => {{
-            isa.apart(
-                #[inline(always)]
-                // SAFETY: the caller proves all of it.
-                || unsafe {
-                    let mut sums = [[isa.splat(0.0); $n]; $m];
-                    let mut starts = [rows; $m];
-                    for i in 0..$m {
-                        starts[i] = rows.wrapping_add(i * row_in);
-                        for j in 0..$n {
-                            sums[i][j] = isa.load_at(start.wrapping_add(i * row_start + j * I::LANES));
-                        }
-                    }
-                    let mut weights = weights;
-                    for k in 0..depth {
-                        let mut row = [sums[0][0]; $n];
-                        for j in 0..$n {
-                            row[j] = isa.load_at(weights.add(j * I::LANES));
-                        }
-                        for i in 0..$m {
-                            let value = isa.splat(*starts[i].add(k));
-                            for j in 0..$n {
-                                sums[i][j] = isa.fma(value, row[j], sums[i][j]);
-                            }
-                        }
-                        weights = weights.add($n * I::LANES);
-                    }
-                    for i in 0..$m {
-                        for j in 0..$n {
-                            isa.store_at(out.add(i * row_out + j * I::LANES), sums[i][j]);
-                        }
-                    }
-                },
-            )
-        }};
-    }
-    by_size!(I, size, run);
-}
-
-/// Where sums begin that have none before them: two vectors of zeros.
-pub(super) static ZEROS: [f32; 32] = [0.0; 32];
