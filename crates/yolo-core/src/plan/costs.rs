@@ -10,11 +10,11 @@ use super::choose::Place;
 const TABLE: [(usize, [f64; 3]); 7] = [
     (8, [1.40, 1.10, 1.60]),
     (12, [1.30, 0.90, 1.30]),
-    (16, [1.00, 0.55, 1.10]),
-    (32, [0.62, 0.45, 0.90]),
-    (64, [0.55, 0.40, 0.77]),
-    (128, [0.51, 0.38, 0.69]),
-    (256, [0.50, 0.33, 0.64]),
+    (16, [1.00, 0.55, 1.02]),
+    (32, [0.62, 0.45, 0.79]),
+    (64, [0.55, 0.40, 0.73]),
+    (128, [0.51, 0.38, 0.73]),
+    (256, [0.50, 0.33, 0.71]),
 ];
 /// Winograd's kernels are four times as many values, which few tiles share on a small map: pixels at which reading them takes as
 /// long as the direct algorithm takes in all.

@@ -130,10 +130,13 @@ impl Winograd {
         let (rows, columns) = self.tiles();
         let tiles = rows * columns;
         let own = OWN_VALUES / tile;
-        self.together = own < 3 * I::TILE_ROWS || tiles < 4 * threads * I::TILE_ROWS;
+        // With stride 2 what threads would hand to each other is more than twice as much: on cores that share no cache it takes longer
+        // than chunks of a single register tile lose.
+        self.together = self.stride == 1 && (own < 3 * I::TILE_ROWS || tiles < 4 * threads * I::TILE_ROWS);
+        let least = if self.stride == 1 { 2 } else { 1 };
         let most = if self.together { COMMON_VALUES / tile } else { own };
         // Chunks of equal size, of whole register tiles where there are several.
-        let most = (most / I::TILE_ROWS).max(2) * I::TILE_ROWS;
+        let most = (most / I::TILE_ROWS).max(least) * I::TILE_ROWS;
         let chunks = tiles.div_ceil(most);
         let chunks = if self.together { chunks } else { chunks.next_multiple_of(threads) };
         self.chunk = if chunks == 1 { tiles } else { tiles.div_ceil(chunks).next_multiple_of(I::TILE_ROWS) };
