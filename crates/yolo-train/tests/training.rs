@@ -222,6 +222,21 @@ fn a_run_that_comes_to_nothing_leaves_the_last_good_weights() {
     }
 }
 
+/// As on a full disk: of an epoch's files the first is written, the next is not.
+#[test]
+fn a_file_that_cannot_be_written_ends_the_run_and_those_before_are_named() {
+    let place = Place::new(9, "Detect, [nc, anchors]");
+    let options = place.options("run");
+    let mut trainer = start(options.clone(), Hyp::default());
+    let weights = options.save_dir.join("weights");
+    fs::create_dir_all(weights.join("last.safetensors")).unwrap();
+    let error = trainer.run(&Stop::default(), &mut |_: Event<'_>| {}).unwrap_err().to_string();
+    assert!(error.contains("last.safetensors:"), "{error}");
+    let best = weights.join("best.safetensors");
+    assert!(error.contains(&format!("the last good weights are in {}", best.display())), "{error}");
+    assert!(Weights::open(best).is_ok());
+}
+
 fn refused(options: TrainOptions, hyp: Hyp) -> String {
     Trainer::new(options, hyp, &Device::Cpu, &mut |_: Event<'_>| {}).unwrap_err().to_string()
 }

@@ -131,12 +131,13 @@ impl Trainer {
     pub fn run(&mut self, stop: &Stop, listener: &mut Listener<'_>) -> Result<Outcome> {
         self.epochs(stop, listener).map_err(|error| {
             let state = self.file("resume");
-            let rest = if state.is_file() {
-                format!("the run goes on from its last save with --resume {}", self.options.save_dir.display())
-            } else if self.file("last").is_file() {
-                format!("the last good weights are in {}", self.file("last").display())
-            } else {
-                "nothing was saved yet".to_owned()
+            let good = ["last", "best"].map(|name| self.file(name)).into_iter().find(|file| file.is_file());
+            let rest = match good {
+                _ if state.is_file() => {
+                    format!("the run goes on from its last save with --resume {}", self.options.save_dir.display())
+                }
+                Some(good) => format!("the last good weights are in {}", good.display()),
+                None => "nothing was saved yet".to_owned(),
             };
             Error::Training(format!("{error}\n{rest}"))
         })
