@@ -63,22 +63,22 @@ impl Job for Join<'_> {
         let (height, width) = self.size;
         let len = self.planes * height * width;
         let covered = |phases: &[Phase], pixels| phases.iter().map(|phase| phase.count).sum::<usize>() == pixels;
+        let covered = covered(self.vertical, height) && covered(self.horizontal, width);
         let mut dx = Vec::with_capacity(len);
-        if !(covered(self.vertical, height) && covered(self.horizontal, width)) {
-            dx.resize(len, 0.0);
-        }
-        let to = dx.as_mut_ptr();
-        // SAFETY: there is room for `len` values; where not all have been written, all will be: phases have no pixel in common,
-        // and together they have all.
-        let out = Shared::filled(unsafe { std::slice::from_raw_parts_mut(to, len) });
+        let out = Shared::new(&mut dx.spare_capacity_mut()[..len]);
         (0..self.planes).into_par_iter().for_each(|plane| {
             isa.run(
                 #[inline(always)]
                 || {
-                    for (rows, parts) in self.vertical.iter().zip(self.parts.chunks_exact(self.horizontal.len())) {
+                    if !covered {
+                        // SAFETY: each task has its own plane, here as below.
+                        unsafe { out.part(plane * height * width, height * width) }.fill(0.0);
+                    }
+                    for (index, rows) in self.vertical.iter().enumerate() {
+                        let parts = &self.parts[index * self.horizontal.len()..][..self.horizontal.len()];
                         for i in 0..rows.count {
                             let first = (plane * height + rows.first + i * rows.stride) * width;
-                            // SAFETY: each task has its own plane.
+                            // SAFETY: as above; where the phases have all pixels, each is written, and none is read.
                             let row = unsafe { out.part(first, width) };
                             self.row(isa, parts, (plane, rows.skipped + i), row);
                         }
@@ -86,7 +86,7 @@ impl Job for Join<'_> {
                 },
             );
         });
-        // SAFETY: all have been written, or zeros before.
+        // SAFETY: there is room for `len` values, and all have been written: by the phases, or with zeros before.
         unsafe { dx.set_len(len) };
         dx
     }
