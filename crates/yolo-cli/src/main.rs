@@ -1,7 +1,8 @@
 //! The `yolo` command: one file a subcommand, errors printed once.
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "this crate is the one that talks to the terminal")]
 
+mod allocator;
 mod built_in;
 mod commands;
 mod device;
@@ -12,10 +13,6 @@ mod predict;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
-
-/// A training step gives back and asks for large tensors all the time; an allocator that keeps their pages saves a sixth of it.
-#[global_allocator]
-static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// YOLOv5 with dynamic convolution, without Python.
 #[derive(Debug, Parser)]
@@ -40,6 +37,7 @@ enum Command {
 }
 
 fn main() -> ExitCode {
+    allocator::keep_pages();
     let cli = Cli::parse();
     let outcome =
         yolo_core::plan::check_instruction_set().map_err(anyhow::Error::from).and_then(|()| run(&cli.command));
