@@ -1,7 +1,7 @@
 //! The allocator, and for how long it keeps what it got back.
 #![allow(unsafe_code, reason = "the allocator's settings are functions of C")]
 
-use libmimalloc_sys::{mi_option_set_default, mi_option_t};
+use libmimalloc_sys::{mi_collect, mi_option_set_default, mi_option_t};
 
 /// Training steps and pictures on their way ask for large buffers and give them back all the time; an allocator that keeps their pages
 /// saves a sixth of a step.
@@ -20,4 +20,10 @@ const KEPT: std::ffi::c_long = 10_000;
 pub(crate) fn keep_pages() {
     // SAFETY: the function writes an entry of mimalloc's table of options, which has this one; no other thread runs yet.
     unsafe { mi_option_set_default(PURGE_DELAY, KEPT) }
+}
+
+/// Gives pages without a user to the system at once: what was needed to get ready will not be needed again.
+pub(crate) fn give_back() {
+    // SAFETY: the function may be called at any time, from any thread.
+    unsafe { mi_collect(true) }
 }

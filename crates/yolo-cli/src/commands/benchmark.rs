@@ -16,6 +16,7 @@ use yolo_core::weights::Weights;
 use yolo_core::{Graph, Model, Plan, PlanOptions, PlanSession};
 
 use super::network;
+use crate::allocator;
 use crate::fetch;
 use crate::precision::Precision;
 
@@ -124,7 +125,7 @@ enum Engine {
 }
 
 impl Engine {
-    fn new(args: &Args, graph: Graph, weights: &Weights) -> anyhow::Result<Self> {
+    fn new(args: &Args, graph: Graph, weights: Weights) -> anyhow::Result<Self> {
         match args.engine {
             EngineKind::Plan => {
                 let options = PlanOptions {
@@ -135,7 +136,10 @@ impl Engine {
                     features: Vec::new(),
                     tuning: args.tune.then(fetch::tuning_file).transpose()?,
                 };
-                let plan = Plan::compile(&graph, weights, &options)?;
+                let plan = Plan::compile(&graph, &weights, &options)?;
+                // The plan has its own copy; the maps take the place.
+                drop(weights);
+                allocator::give_back();
                 let session = Box::new(plan.session()?);
                 Ok(Self::Plan { plan: Box::new(plan), session })
             }
@@ -149,7 +153,7 @@ impl Engine {
                 if args.profile {
                     bail!("--profile: what each operation took is known to the plan engine only, not to candle's");
                 }
-                let model = Model::from_weights(graph, weights, &Device::Cpu, DType::F32)?;
+                let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32)?;
                 Ok(Self::Candle(Box::new(model.fold_batch_norm()?)))
             }
         }
@@ -210,7 +214,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let (stem, channels) = (graph.config().stem().to_owned(), graph.config().channels);
     let gflop = graph.cost(height, width)?.iter().map(|cost| cost.total()).sum::<f64>() * args.batch as f64 / 1e9;
     let start = Instant::now();
-    let mut ready = Engine::new(args, graph, &weights)?;
+    let mut ready = Engine::new(args, graph, weights)?;
     let compile_ms = milliseconds(start);
 
     let tensor = noise(&[args.batch, channels, height, width])?;

@@ -99,16 +99,26 @@ impl Packing {
     pub(super) fn fill<T: Copy + Default + Send>(&self, packed: &mut [T], value: impl Fn(usize, usize) -> T + Sync) {
         let panels = packed.par_chunks_mut(PANEL_VECTORS * self.lanes * self.taps).take(self.panels());
         panels.enumerate().for_each(|(panel, packed)| {
-            let width = self.vectors(panel) * self.lanes;
             let first = panel * PANEL_VECTORS * self.lanes;
-            for (tap, row) in packed.chunks_exact_mut(width).take(self.taps).enumerate() {
-                let channels = width.min(self.out - first);
-                for (lane, place) in row[..channels].iter_mut().enumerate() {
-                    *place = value(first + lane, tap);
-                }
-                row[channels..].fill(T::default());
-            }
+            self.fill_panel(packed, panel, |out, tap| value(first + out, tap));
         });
+    }
+
+    /// Fills one panel, whose output channels count from its first.
+    pub(super) fn fill_panel<T: Copy + Default>(
+        &self,
+        packed: &mut [T],
+        panel: usize,
+        value: impl Fn(usize, usize) -> T,
+    ) {
+        let width = self.vectors(panel) * self.lanes;
+        let channels = width.min(self.out - panel * PANEL_VECTORS * self.lanes);
+        for (tap, row) in packed.chunks_exact_mut(width).take(self.taps).enumerate() {
+            for (lane, place) in row[..channels].iter_mut().enumerate() {
+                *place = value(lane, tap);
+            }
+            row[channels..].fill(T::default());
+        }
     }
 }
 

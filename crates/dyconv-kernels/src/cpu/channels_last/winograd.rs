@@ -48,22 +48,28 @@ pub(super) struct Winograd {
     pub(super) together: bool,
 }
 
-/// Transforms kernels `[out, in, 3, 3]` and packs them, point by point.
+/// Transforms kernels `[out, in, 3, 3]` and packs them, point by point; panel by panel, for all points of all kernels at once would
+/// take four times the kernels' memory.
 pub(super) fn transform_kernels(packing: &Packing, stride: usize, weights: &[f32], packed: &mut [f32]) {
     let inputs = packing.taps;
-    let mut points = vec![[0.0f32; POINTS]; weights.len() / 9];
-    points.par_iter_mut().zip(weights.par_chunks_exact(9)).with_min_len(256).for_each(|(points, kernel)| {
-        let k = |y: usize, x: usize| f64::from(kernel[3 * y + x]);
-        let columns: [[f64; KERNELS]; 3] = std::array::from_fn(|x| kernels(stride, [k(0, x), k(1, x), k(2, x)]));
-        for y in 0..KERNELS {
-            let row = kernels(stride, [columns[0][y], columns[1][y], columns[2][y]]);
-            for (x, value) in row.into_iter().enumerate() {
-                points[y * KERNELS + x] = value as f32;
+    let outs = PANEL_VECTORS * packing.lanes;
+    let mut points = vec![[0.0f32; POINTS]; outs.min(packing.out) * inputs];
+    for (panel, weights) in weights.chunks(9 * inputs * outs).enumerate() {
+        points.par_iter_mut().zip(weights.par_chunks_exact(9)).with_min_len(256).for_each(|(points, kernel)| {
+            let k = |y: usize, x: usize| f64::from(kernel[3 * y + x]);
+            let columns: [[f64; KERNELS]; 3] = std::array::from_fn(|x| kernels(stride, [k(0, x), k(1, x), k(2, x)]));
+            for y in 0..KERNELS {
+                let row = kernels(stride, [columns[0][y], columns[1][y], columns[2][y]]);
+                for (x, value) in row.into_iter().enumerate() {
+                    points[y * KERNELS + x] = value as f32;
+                }
             }
-        }
-    });
-    for (point, packed) in packed.chunks_exact_mut(point_len(packing)).take(POINTS).enumerate() {
-        packing.fill(packed, |out, input| points[out * inputs + input][point]);
+        });
+        let packed = packed.par_chunks_exact_mut(point_len(packing)).take(POINTS).enumerate();
+        packed.with_min_len(4).for_each(|(point, packed)| {
+            let packed = &mut packed[packing.panel(panel)..];
+            packing.fill_panel(packed, panel, |out, input| points[out * inputs + input][point]);
+        });
     }
 }
 
