@@ -12,6 +12,7 @@ mod join;
 mod pack;
 mod pieces;
 mod place;
+mod round;
 mod tune;
 mod twin;
 
@@ -215,9 +216,10 @@ impl Plan {
         }
         let mut pieces = pieces::Pieces::new(graph, &shapes);
         let items = choose::settle(items, &mut pieces, &kept);
-        let one = place::Places::new(&items, &pieces, &shapes, 1, &kept);
+        let rounded = round::rounded(&items, &pieces, &kept);
+        let one = place::Places::new(&items, &pieces, &shapes, 1, (&kept, &rounded));
         let at_a_time = samples_at_a_time(batch, size_of::<f32>() * one.memory);
-        let places = place::Places::new(&items, &pieces, &shapes, at_a_time, &kept);
+        let places = place::Places::new(&items, &pieces, &shapes, at_a_time, (&kept, &rounded));
         let packing = pack::Packing {
             graph,
             weights,

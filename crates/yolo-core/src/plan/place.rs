@@ -1,6 +1,6 @@
 //! Fourth pass: memory. Every map gets a place, and places are used again once their maps have been read for the last time.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use dyconv_kernels::cpu::channels_last::{Part, View};
 
@@ -39,8 +39,14 @@ pub(super) fn extent(shape: Shape) -> (usize, usize, usize) {
 }
 
 impl Places {
-    /// Lays out the values of `items` for `batch` samples; those in `kept` stay to the end.
-    pub(super) fn new(items: &[Item], pieces: &Pieces<'_>, shapes: &[Shape], batch: usize, kept: &[NodeId]) -> Self {
+    /// Lays out the values of `items` for `batch` samples; those in `kept` stay to the end, those in `rounded` lie in bf16.
+    pub(super) fn new(
+        items: &[Item],
+        pieces: &Pieces<'_>,
+        shapes: &[Shape],
+        batch: usize,
+        (kept, rounded): (&[NodeId], &BTreeSet<NodeId>),
+    ) -> Self {
         let mut last_read: BTreeMap<NodeId, usize> = BTreeMap::new();
         for (index, item) in items.iter().enumerate() {
             let of = |&value: &NodeId| if item.kind == Kind::Copy { pieces.through(value) } else { pieces.of(value) };
@@ -69,12 +75,14 @@ impl Places {
                 let own = Item { outputs: group.clone(), ..item.clone() };
                 let view = |&value: &NodeId| {
                     let first = first_channel(&own, value, channels_of);
-                    (value, View { offset: first, height, width, channels: channels_of(value), pixel })
+                    let bf16 = rounded.contains(&value);
+                    (value, View { offset: first, height, width, channels: channels_of(value), pixel, bf16 })
                 };
+                let values: Vec<_> = group.iter().map(view).collect();
                 let last = group.iter().filter_map(|value| last_read.get(value)).max().copied().unwrap_or(index);
                 buffers.push(Buffer {
-                    values: group.iter().map(view).collect(),
-                    len: (batch * height * width * pixel).next_multiple_of(LINE),
+                    len: (batch * values[0].1.sample()).next_multiple_of(LINE),
+                    values,
                     life: (index, last.max(index)),
                 });
             }
@@ -96,6 +104,8 @@ impl Places {
             let view = self.views[&piece.value].channels(piece.first, piece.channels);
             if let Some(Part { view: before, shift }) = parts.last_mut()
                 && *shift == piece.shift
+                && !before.bf16
+                && !view.bf16
                 && (before.pixel, before.height, before.width) == (view.pixel, view.height, view.width)
                 && before.offset + before.channels == view.offset
                 && before.channels + view.channels <= view.pixel

@@ -1,5 +1,7 @@
 //! From descriptions of steps to a program: kernels packed, scratch reserved, places checked.
 
+mod checks;
+
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::super::isa::Isa;
@@ -15,6 +17,7 @@ use super::pointwise::Pointwise;
 use super::pool::{Pool, Pools};
 use super::program::{Action, Kernel, MAX_OUTPUTS, Program, Step};
 use super::winograd::Winograd;
+use checks::apart;
 
 /// Something that is no kernel: maps `[batch, channels, height, width]` in, one out; on failure a sentence.
 pub type Twin = Box<dyn Fn(&[&[f32]], &mut [f32]) -> Result<(), String> + Send + Sync>;
@@ -55,6 +58,16 @@ impl Algorithm {
 /// Whether the CPU multiplies bf16 faster than f32: what else computes it does so only to compare.
 pub fn multiplies_bf16() -> bool {
     with(chosen(), MultipliesBf16).unwrap_or(false)
+}
+
+/// Whether values can be rounded to bf16 here.
+struct HasBf16;
+
+impl Job for HasBf16 {
+    type Output = bool;
+    fn run<I: Isa>(self, isa: I) -> bool {
+        isa.bf16().is_some()
+    }
 }
 
 struct MultipliesBf16;
@@ -228,23 +241,10 @@ impl Builder {
         self.steps.push(Step { name: name.into(), kernel, operations, inputs, output });
     }
 
-    fn check(&self, view: &View) {
-        assert!(view.channels > 0 && view.height > 0 && view.width > 0 && view.pixel >= view.channels);
-        assert!(view.end(self.batch) <= self.planned, "a map lies outside of the program's memory");
-    }
-
-    /// Checks that a step may write `output` while others of its tasks still read `inputs`.
-    fn check_apart(&self, inputs: &[Part], output: &View) {
-        self.check(output);
-        for part in inputs {
-            self.check(&part.view);
-            assert!(apart(&part.view, output, self.batch), "a step would write what it reads");
-        }
-    }
-
     /// Copies a map from outside into the middle of `view`, with `border` rows above and below and columns left and right.
     pub fn import(&mut self, view: View, border: (usize, usize)) {
-        self.check(&view);
+        self.check_any(&view);
+        assert!(!view.bf16 || with(self.isa, HasBf16).unwrap_or(false), "this CPU has no bf16");
         assert!(view.height > 2 * border.0 && view.width > 2 * border.1);
         let import = Import { view, border };
         let (height, width) = import.size();
@@ -259,10 +259,7 @@ impl Builder {
     /// Where sizes do not fit, or its places overlap.
     pub fn convolution(&mut self, conv: &Convolution<'_>) {
         assert!(conv.suits(conv.algorithm), "{:?} does not suit {conv:?}", conv.algorithm);
-        self.check_apart(&conv.inputs, &conv.output);
-        for part in &conv.inputs {
-            assert_eq!(part.size(), conv.inputs[0].size());
-        }
+        self.check_maps(conv, Some(&conv.output));
         if let Some(residual) = &conv.residual {
             self.check(residual);
             assert_eq!((residual.height, residual.width), (conv.output.height, conv.output.width));
@@ -369,10 +366,7 @@ impl Builder {
         let view = View::dense(0, conv.output.height, conv.output.width, conv.output.channels);
         assert!(conv.algorithm.is_direct() && conv.suits(conv.algorithm) && conv.groups == 1);
         assert!(conv.residual.is_none() && conv.act == Act::Identity);
-        for part in &conv.inputs {
-            self.check(&part.view);
-            assert_eq!(part.size(), conv.inputs[0].size());
-        }
+        self.check_maps(conv, None);
         let Kernels::Fixed { kernels, bias } = &conv.kernels else {
             unreachable!("a head's kernels are the same for all samples")
         };
@@ -437,19 +431,6 @@ impl Builder {
             outputs: self.outputs,
         }
     }
-}
-
-/// Whether two maps have no value in common.
-fn apart(a: &View, b: &View, batch: usize) -> bool {
-    if a.end(batch) <= b.offset || b.end(batch) <= a.offset {
-        return true;
-    }
-    // Channels of the same pixels.
-    let (a, b) = if a.offset <= b.offset { (a, b) } else { (b, a) };
-    let between = b.offset - a.offset;
-    (a.pixel, a.height, a.width) == (b.pixel, b.height, b.width)
-        && between >= a.channels
-        && between + b.channels <= a.pixel
 }
 
 struct AddConvolution<'a, 'b> {

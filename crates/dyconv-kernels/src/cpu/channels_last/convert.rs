@@ -1,7 +1,7 @@
 //! Between a program and the world: `[batch, channels, height, width]` outside, channels last inside.
 
-use super::super::isa::Isa;
-use super::finish::Act;
+use super::super::isa::{Isa, WIDEST};
+use super::finish::{Act, load_part};
 use super::memory::{Arena, View};
 use super::team::Member;
 
@@ -22,11 +22,20 @@ impl Import {
         (self.view.height - 2 * self.border.0, self.view.width - 2 * self.border.1)
     }
 
-    pub(super) fn run(&self, arena: &Arena, batch: usize, map: &[f32], member: &Member<'_>) {
-        let View { height, width, channels, pixel, offset } = self.view;
+    pub(super) fn run<I: Isa>(&self, isa: I, arena: &Arena, batch: usize, map: &[f32], member: &Member<'_>) {
+        let View { height, width, channels, pixel, offset, .. } = self.view;
         let (rows, columns) = self.size();
         let strip = |index: usize| {
             let (sample, y) = (index / height, index % height);
+            if self.view.bf16 {
+                if let Some(isa) = isa.bf16() {
+                    isa.run(
+                        #[inline(always)]
+                        || self.rounded(isa, (sample, y), arena, map),
+                    );
+                }
+                return;
+            }
             let line = arena.at(offset + (sample * height + y) * width * pixel);
             let inside = y.checked_sub(self.border.0).filter(|y| *y < rows);
             for x in 0..width {
@@ -51,6 +60,40 @@ impl Import {
         const ROWS: usize = 8;
         let parts = (batch * height).div_ceil(ROWS);
         member.share(parts, |part| (part * ROWS..((part + 1) * ROWS).min(batch * height)).for_each(strip));
+    }
+
+    /// A row of a map in bf16.
+    #[inline(always)]
+    fn rounded<I: Isa>(&self, isa: I, (sample, y): (usize, usize), arena: &Arena, map: &[f32]) {
+        let View { width, channels, pixel, .. } = self.view;
+        let (rows, columns) = self.size();
+        let line = arena.at(self.view.offset + sample * self.view.sample()).cast::<u16>();
+        let line = line.wrapping_add(y * width * pixel);
+        let inside = y.checked_sub(self.border.0).filter(|y| *y < rows);
+        for x in 0..width {
+            if inside.is_none() || x < self.border.1 || x >= self.border.1 + columns {
+                for channel in 0..channels {
+                    // SAFETY: the view has a place for each channel of each pixel.
+                    unsafe { *line.add(x * pixel + channel) = 0 };
+                }
+            }
+        }
+        let Some(y) = inside else { return };
+        let line = line.wrapping_add(self.border.1 * pixel);
+        let mut bits = [0; WIDEST];
+        for channel in 0..channels {
+            let row = &map[((sample * channels + channel) * rows + y) * columns..][..columns];
+            for first in (0..columns).step_by(I::LANES) {
+                let count = (columns - first).min(I::LANES);
+                // SAFETY: there are as many places as the widest vector has lanes; the view has a place for each channel of each pixel.
+                unsafe {
+                    isa.store_bf16_at(bits.as_mut_ptr(), load_part(isa, row[first..].as_ptr(), count));
+                    for i in 0..count {
+                        *line.add((first + i) * pixel + channel) = bits[i];
+                    }
+                }
+            }
+        }
     }
 }
 

@@ -5,15 +5,16 @@
 //! channels. Sums run over all taps in one go and stay in registers until the epilogue has been applied.
 
 mod bf16;
+mod head;
 
 use rayon::prelude::*;
 
 use super::super::isa::Isa;
-use super::convert::{Decode, Outside};
 use super::finish::Act;
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
 use super::tile::{Place, Sums, Taps, tile_of};
+pub(super) use head::HeadConv;
 
 /// Vectors of output channels in a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -141,10 +142,20 @@ pub(super) struct Direct {
     pub(super) packing: Packing,
     /// Taps of an output.
     taps: usize,
-    /// Whether it multiplies pairs of bf16, as which then the kernels are packed.
-    bf16: bool,
+    reads: Reads,
     /// Taps in portions whose weights stay in a level-1 cache while a block of pixels goes through them.
     chunks: Vec<Chunk>,
+}
+
+/// What is multiplied.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reads {
+    /// Values of f32 where they lie.
+    Values,
+    /// Pairs of bf16, as which then the kernels are packed: rounded and unfolded first ...
+    Unfolded,
+    /// ... or where they lie.
+    Pairs,
 }
 
 /// A portion of the taps of a panel.
@@ -236,16 +247,22 @@ impl Direct {
         let channels: usize = inputs.iter().map(|part| part.view.channels).sum();
         let of_group = channels / groups;
         let most = CHUNK_BYTES / (size_of::<f32>() * PANEL_VECTORS * I::LANES);
-        let chunks = if bf16 {
+        let reads = match bf16 {
+            false => Reads::Values,
+            true if groups == 1 && bf16::in_pairs(&window, &inputs, packing.taps <= most * 3 / 2) => Reads::Pairs,
+            true => Reads::Unfolded,
+        };
+        let unit = if reads == Reads::Pairs { 2 } else { 1 };
+        let chunks = if reads == Reads::Unfolded {
             bf16::chunks(packing.taps, most)
         } else if groups > 1 || inputs.len() == 1 {
-            chunks(window.kernel, &[of_group], most)
+            chunks(window.kernel, &[of_group / unit], most)
         } else {
-            let lengths: Vec<usize> = inputs.iter().map(|part| part.view.channels).collect();
+            let lengths: Vec<usize> = inputs.iter().map(|part| part.view.channels / unit).collect();
             chunks(window.kernel, &lengths, most)
         };
         let taps = of_group * window.taps();
-        Self { window, groups, inputs, output, residual, act, packing, taps, bf16, chunks }
+        Self { window, groups, inputs, output, residual, act, packing, taps, reads, chunks }
     }
 
     /// Input channels of a group.
@@ -273,7 +290,7 @@ impl Direct {
         table.merged.reserve(tiles.saturating_sub(table.merged.len()));
         let sums = (tiles * I::TILE_ROWS * PANEL_VECTORS * I::LANES).max(table.sums.len());
         table.sums.resize(sums, 0.0);
-        if self.bf16 {
+        if self.reads == Reads::Unfolded {
             table.rows.grow(bf16::values(self.packing.taps, tiles * I::TILE_ROWS));
         }
     }
@@ -281,7 +298,7 @@ impl Direct {
     /// Pixels of a block.
     fn block<I: Isa>(&self) -> usize {
         let pixels = self.output.height * self.output.width;
-        let tiles = if self.bf16 {
+        let tiles = if self.reads == Reads::Unfolded {
             bf16::tiles(self.packing.taps, pixels.div_ceil(I::TILE_ROWS))
         } else {
             let reads = self.inputs_of_group() * self.window.stride.0 * self.window.stride.1;
@@ -308,7 +325,7 @@ impl Direct {
         let fair = (batch * self.groups * blocks * panels / (member.count() * TASKS_A_THREAD)).max(1);
         let share = (TASK_OPERATIONS / panel_operations).max(1).min(fair).min(panels);
         // What is unfolded serves all panels.
-        let share = if self.bf16 { panels } else { share };
+        let share = if self.reads == Reads::Unfolded { panels } else { share };
         let shares = panels.div_ceil(share);
         member.share(batch * self.groups * blocks * shares, |task| {
             let (part, rest) = (task % shares, task / shares);
@@ -331,69 +348,6 @@ impl Direct {
             isa.run(
                 #[inline(always)]
                 || job.run(isa, table),
-            );
-        });
-    }
-}
-
-/// A level of a detection head: its convolution, and boxes decoded from its map while that is in the nearest cache.
-#[derive(Debug, Clone)]
-pub(super) struct HeadConv {
-    /// Its output has no place in memory.
-    pub(super) conv: Direct,
-    pub(super) decode: Decode,
-}
-
-impl HeadConv {
-    /// Pixels of a block: their map shall stay in a level-1 cache.
-    fn block<I: Isa>(&self) -> usize {
-        const VALUES: usize = 6 * 1024;
-        let tiles = (VALUES / self.conv.output.channels / I::TILE_ROWS).max(1);
-        (tiles * I::TILE_ROWS).min(self.conv.block::<I>())
-    }
-
-    /// Values of scratch that a thread takes.
-    pub(super) fn scratch<I: Isa>(&self) -> usize {
-        self.block::<I>() * self.conv.output.pixel
-    }
-
-    /// Runs it for `batch` samples on the team; `scratch` is the thread's own.
-    pub(super) fn run<I: Isa>(
-        &self,
-        isa: I,
-        (arena, batch): (&Arena, usize),
-        (weights, bias): (Weights<'_>, Weights<'_>),
-        zeros: *const f32,
-        (threshold, outside): (Option<f32>, &Outside),
-        (member, table, scratch): (&Member<'_>, &mut Table, *mut f32),
-    ) {
-        let conv = &self.conv;
-        let pixels = conv.output.height * conv.output.width;
-        let block = self.block::<I>();
-        let blocks = pixels.div_ceil(block);
-        member.share(batch * blocks, |task| {
-            let (sample, first) = (task / blocks, task % blocks * block);
-            let count = block.min(pixels - first);
-            let job = Job {
-                conv,
-                arena,
-                sample,
-                group: 0,
-                first,
-                count,
-                panels: (0, conv.packing.panels()),
-                weights: weights.of(arena, sample),
-                bias: bias.of(arena, sample),
-                zeros,
-                out: scratch.wrapping_sub(first * conv.output.pixel),
-            };
-            isa.run(
-                #[inline(always)]
-                || {
-                    job.run(isa, table);
-                    // SAFETY: the job has written the map of these pixels; each task has its own.
-                    unsafe { self.decode.pixels(isa, scratch, (sample, first, count), threshold, outside) };
-                },
             );
         });
     }
@@ -422,49 +376,59 @@ impl<'a> Job<'a> {
     fn run<I: Isa>(&self, isa: I, table: &mut Table) {
         let conv = self.conv;
         self.look_up::<I>(table);
-        let (lengths, parts) = self.lengths();
-        let lengths = &lengths[..parts];
-        if conv.bf16 {
+        if conv.reads != Reads::Values {
             // The table was made for one and is read by the other.
             const { assert!(I::Bf16::LANES == I::LANES && I::Bf16::TILE_ROWS == I::TILE_ROWS) };
             if let Some(isa) = isa.bf16() {
                 isa.run(
                     #[inline(always)]
-                    || self.run_bf16(isa, table, lengths),
+                    || self.run_bf16(isa, table),
                 );
             }
             return;
         }
-        let window = &conv.window;
-        let merged_length = [self.conv.inputs_of_group() * window.kernel.1];
-        let runs = window.taps() * lengths.len();
-        let (merged, pointers) = (&table.merged, table.pointers.as_ptr());
-        let taps = |tile: usize, chunk: &'a Chunk| {
-            let cut = std::slice::from_ref(&chunk.cut.1);
-            let own = if chunk.cut.1 > 0 { cut } else { &lengths[chunk.parts.0..][..chunk.parts.1] };
-            let (lengths, rows, first) = if merged[tile] {
-                (&merged_length[..], chunk.taps.1 / window.kernel.1, chunk.taps.0 / window.kernel.1)
-            } else {
-                (own, chunk.taps.1, chunk.taps.0 * lengths.len() + chunk.parts.0)
-            };
-            let pointers = pointers.wrapping_add((tile * runs + first) * I::TILE_ROWS);
-            // A pointer to as many values as its run is long for each pixel of the tile, zeros where the map ends.
-            Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 }
-        };
-        self.tiles(isa, taps, table.sums.as_mut_ptr());
+        let (lengths, parts) = self.lengths(1);
+        let lengths = (&lengths[..parts], &[conv.inputs_of_group() * conv.window.kernel.1]);
+        let Table { pointers, merged, sums, .. } = table;
+        let taps = |tile: usize, chunk: &'a Chunk| self.taps::<I>((pointers, merged), lengths, tile, chunk);
+        self.tiles(isa, taps, sums.as_mut_ptr());
     }
 
-    /// Values of the runs of a tap, and how many those are.
+    /// What the pixels of a tile have for a portion of the taps; `lengths` are those of the runs of a tap, and of a row of the window as
+    /// one.
     #[inline(always)]
-    fn lengths(&self) -> ([usize; 8], usize) {
+    fn taps<'b, I: Isa>(
+        &self,
+        (pointers, merged): (&[Pointer], &[bool]),
+        (lengths, merged_length): (&'b [usize], &'b [usize; 1]),
+        tile: usize,
+        chunk: &'b Chunk,
+    ) -> Taps<'b> {
+        let window = &self.conv.window;
+        let runs = window.taps() * lengths.len();
+        let cut = std::slice::from_ref(&chunk.cut.1);
+        let own = if chunk.cut.1 > 0 { cut } else { &lengths[chunk.parts.0..][..chunk.parts.1] };
+        let (lengths, rows, first) = if merged[tile] {
+            (&merged_length[..], chunk.taps.1 / window.kernel.1, chunk.taps.0 / window.kernel.1)
+        } else {
+            (own, chunk.taps.1, chunk.taps.0 * lengths.len() + chunk.parts.0)
+        };
+        let pointers = pointers.as_ptr().wrapping_add((tile * runs + first) * I::TILE_ROWS);
+        // A pointer to as many values as its run is long for each pixel of the tile, zeros where the map ends.
+        Taps { lengths, rows, pointers: pointers.cast(), stride: I::TILE_ROWS, skip: chunk.cut.0 }
+    }
+
+    /// Values, or as many at a time as `unit` says, of the runs of a tap, and how many runs those are.
+    #[inline(always)]
+    fn lengths(&self, unit: usize) -> ([usize; 8], usize) {
         let conv = self.conv;
         let mut lengths = [0; 8];
         if conv.inputs.len() == 1 || conv.groups > 1 {
-            lengths[0] = conv.inputs_of_group();
+            lengths[0] = conv.inputs_of_group() / unit;
             return (lengths, 1);
         }
         for (length, part) in lengths.iter_mut().zip(&conv.inputs) {
-            *length = part.view.channels;
+            *length = part.view.channels / unit;
         }
         (lengths, conv.inputs.len())
     }
@@ -493,8 +457,9 @@ impl<'a> Job<'a> {
                         start: if index == 0 { bias } else { between },
                         start_pixel: if index == 0 { 0 } else { width },
                         between: if last { std::ptr::null_mut() } else { between },
-                        out: self.out.wrapping_add((self.first + at) * output.pixel + channel),
+                        out: self.out.wrapping_byte_add(((self.first + at) * output.pixel + channel) * output.value()),
                         pixel: output.pixel,
+                        rounded: output.bf16,
                         residual: residual.map_or(std::ptr::null(), |(start, pixel)| {
                             start.wrapping_add((self.first + at) * pixel + channel).cast_const()
                         }),
@@ -525,17 +490,25 @@ impl<'a> Job<'a> {
             let count = (self.count - at).min(I::TILE_ROWS);
             // What is missing in the last tile is not read.
             let pointers = &mut table.pointers[at * runs..][..runs * I::TILE_ROWS];
-            let (mut y, mut x) = ((self.first + at) / columns, (self.first + at) % columns);
             let inside = |first: usize, count: usize| {
                 first * stride.1 >= padding.1 && (first + count - 1) * stride.1 + span < width + padding.1
             };
-            let merged = merges && x + count <= columns && inside(x, count);
-            table.merged.push(merged);
             // Row by row of the output.
+            let segment = |done: usize| {
+                let (y, x) = ((self.first + at + done) / columns, (self.first + at + done) % columns);
+                let count = (count - done).min(columns - x);
+                Segment { y, x, done, count, inside: inside(x, count) }
+            };
+            let mut merged = merges;
+            let mut done = 0;
+            while merged && done < count {
+                let Segment { count, inside, .. } = segment(done);
+                (merged, done) = (inside, done + count);
+            }
+            table.merged.push(merged);
             let mut done = 0;
             while done < count {
-                let here = (count - done).min(columns - x);
-                let segment = Segment { y, x, done, count: here, inside: inside(x, here) };
+                let segment = segment(done);
                 for ky in 0..kernel.0 {
                     if merged {
                         self.point::<I>(&segment, (ky, 0), ky, pointers);
@@ -546,8 +519,7 @@ impl<'a> Job<'a> {
                         }
                     }
                 }
-                done += here;
-                (y, x) = (y + 1, 0);
+                done += segment.count;
             }
         }
     }
@@ -567,21 +539,23 @@ impl<'a> Job<'a> {
                 pointers.fill(Pointer(self.zeros));
                 continue;
             };
-            let start = view.offset + self.sample * view.sample() + skip;
-            let line = self.arena.at(start + (row >> part.shift) * view.width * view.pixel).cast_const();
+            let start = self.arena.at(view.offset + self.sample * view.sample()).cast_const();
+            let line = start.wrapping_byte_add((skip + (row >> part.shift) * view.width * view.pixel) * view.value());
+            // From a pixel to the next.
+            let pixel = view.pixel * view.value();
             let first = segment.x * stride.1 + kx * dilation.1;
             if segment.inside && part.shift == 0 {
-                let mut at = line.wrapping_add((first - padding.1) * view.pixel);
+                let mut at = line.wrapping_byte_add((first - padding.1) * pixel);
                 for pointer in pointers {
                     *pointer = Pointer(at);
-                    at = at.wrapping_add(stride.1 * view.pixel);
+                    at = at.wrapping_byte_add(stride.1 * pixel);
                 }
                 continue;
             }
             for (i, pointer) in pointers.iter_mut().enumerate() {
                 let column = (first + i * stride.1).checked_sub(padding.1).filter(|column| *column < width);
                 *pointer =
-                    Pointer(column.map_or(self.zeros, |column| line.wrapping_add((column >> part.shift) * view.pixel)));
+                    Pointer(column.map_or(self.zeros, |column| line.wrapping_byte_add((column >> part.shift) * pixel)));
             }
         }
     }

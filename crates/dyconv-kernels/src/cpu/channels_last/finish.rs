@@ -151,3 +151,22 @@ pub(super) unsafe fn put<I: Isa>(isa: I, mut v: I::F32, add: *const f32, y: *mut
         store_part(isa, y, v, count);
     }
 }
+
+/// Rounds a vector to bf16 and writes its first `count` values to `y`.
+///
+/// # Safety
+/// `count` values must be writable at `y`.
+#[inline(always)]
+pub(super) unsafe fn put_rounded<I: Isa>(isa: I, v: I::F32, y: *mut u16, count: usize) {
+    if count >= I::LANES {
+        // SAFETY: the caller proves the room.
+        return unsafe { isa.store_bf16_at(y, v) };
+    }
+    let mut values = [0; WIDEST];
+    // SAFETY: there are as many places as the widest vector has lanes.
+    unsafe { isa.store_bf16_at(values.as_mut_ptr(), v) };
+    for i in 0..count {
+        // SAFETY: the caller proves the room.
+        unsafe { *y.add(i) = values[i] };
+    }
+}

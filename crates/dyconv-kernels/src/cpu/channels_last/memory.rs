@@ -97,10 +97,10 @@ fn pages(bytes: usize) -> Option<MmapMut> {
     Some(pages)
 }
 
-/// A map `[batch, height, width, channels]` in a program's memory; channels lie next to each other.
+/// A map `[batch, height, width, channels]` in a program's memory, which has places for values of f32; channels lie next to each other.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct View {
-    /// First value.
+    /// Place of the first value.
     pub offset: usize,
     /// Height in pixels.
     pub height: usize,
@@ -110,28 +110,40 @@ pub struct View {
     pub channels: usize,
     /// Values from a pixel to the next; more than `channels` where other channels lie between.
     pub pixel: usize,
+    /// Whether its values are bf16, two in the place of one: what only convolutions read that would round it anyway.
+    pub bf16: bool,
 }
 
 impl View {
     /// A map without gaps.
     pub fn dense(offset: usize, height: usize, width: usize, channels: usize) -> Self {
-        Self { offset, height, width, channels, pixel: channels }
+        Self { offset, height, width, channels, pixel: channels, bf16: false }
     }
 
-    /// Values from a sample to the next.
+    /// Bytes of a value.
+    pub(super) fn value(&self) -> usize {
+        if self.bf16 { size_of::<u16>() } else { size_of::<f32>() }
+    }
+
+    /// Places from a sample to the next.
     pub fn sample(&self) -> usize {
-        self.height * self.width * self.pixel
+        (self.height * self.width * self.pixel * self.value()).div_ceil(size_of::<f32>())
     }
 
-    /// One past the last value of `batch` samples.
+    /// One past the last place of `batch` samples.
     pub fn end(&self, batch: usize) -> usize {
-        let pixels = batch * self.height * self.width;
-        if pixels == 0 { self.offset } else { self.offset + (pixels - 1) * self.pixel + self.channels }
+        let pixels = self.height * self.width;
+        if batch * pixels == 0 {
+            return self.offset;
+        }
+        let last = ((pixels - 1) * self.pixel + self.channels) * self.value();
+        self.offset + (batch - 1) * self.sample() + last.div_ceil(size_of::<f32>())
     }
 
-    /// Channels `first..first + count` of it.
+    /// Channels `first..first + count` of it; of a map in bf16 `first` must be even.
     pub fn channels(&self, first: usize, count: usize) -> Self {
-        Self { offset: self.offset + first, channels: count, ..*self }
+        debug_assert!(!self.bf16 || first.is_multiple_of(2));
+        Self { offset: self.offset + first * self.value() / size_of::<f32>(), channels: count, ..*self }
     }
 }
 

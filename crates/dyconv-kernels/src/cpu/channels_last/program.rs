@@ -306,7 +306,7 @@ impl Run<'_> {
         let Program { batch, common, .. } = *self.program;
         let arena = &self.arena;
         match action {
-            Action::Import { input, import } => import.run(arena, batch, self.inputs[*input], member),
+            Action::Import { input, import } => import.run(isa, arena, batch, self.inputs[*input], member),
             Action::Direct(conv, kernel) => {
                 let zeros = self.program.zeros.as_ptr();
                 conv.run(isa, arena, batch, kernel.weights(), zeros, (member, &mut own.table));

@@ -2,7 +2,7 @@
 
 use super::super::isa::Isa;
 use super::direct::PANEL_VECTORS;
-use super::finish::{Act, put};
+use super::finish::{Act, put, put_rounded};
 
 /// Runs of taps: for each of `rows`, one after the other, runs as long as `lengths` say; pointers of a run lie `stride` apart
 /// from those of the next.
@@ -37,8 +37,11 @@ pub(super) struct Place {
     pub(super) start_pixel: usize,
     /// Where sums wait for the next portion of taps; null if this was the last.
     pub(super) between: *mut f32,
+    /// First value; as all pointers to maps that of f32, whatever is there.
     pub(super) out: *mut f32,
     pub(super) pixel: usize,
+    /// Whether the output is in bf16; then there is no residual.
+    pub(super) rounded: bool,
     pub(super) residual: *const f32,
     pub(super) residual_pixel: usize,
     pub(super) act: Act,
@@ -131,6 +134,15 @@ unsafe fn tile<I: Isa, S: Sums, const M: usize, const N: usize>(isa: I, taps: &S
             return;
         }
         place.act.apply_all(isa, &mut sums);
+        if place.rounded {
+            for i in 0..M {
+                let out = place.out.cast::<u16>().wrapping_add(i * place.pixel);
+                for j in 0..N {
+                    put_rounded(isa, sums[i][j], out.wrapping_add(j * I::LANES), place.channels - j * I::LANES);
+                }
+            }
+            return;
+        }
         for i in 0..M {
             let out = place.out.wrapping_add(i * place.pixel);
             let residual = place.residual.wrapping_add(i * place.residual_pixel);

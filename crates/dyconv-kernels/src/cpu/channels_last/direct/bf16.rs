@@ -1,11 +1,11 @@
-//! Direct convolution in bf16: pixels of a block are unfolded and rounded once for all panels of output channels, and multiplied
-//! pair by pair with sums in f32. Maps stay in f32.
+//! Direct convolution in bf16: values are multiplied pair by pair, with sums in f32. Where maps are in bf16 already, pairs are read
+//! where they lie; else pixels of a block are unfolded and rounded once for all panels of output channels.
 
 use super::super::super::isa::{Isa, bf16_bits};
 use super::super::finish::load_part;
-use super::super::memory::LINE;
-use super::super::tile::Sums;
-use super::{BLOCK_VALUES, Chunk, Job, PANEL_VECTORS, Packing, Pointer, Table, tap_of};
+use super::super::memory::{LINE, Part};
+use super::super::tile::{Sums, Taps};
+use super::{BLOCK_VALUES, Chunk, Job, PANEL_VECTORS, Packing, Pointer, Reads, Table, Window, tap_of};
 
 /// Pairs of taps in portions; as many of them as `pairs` says, at most `most` in one.
 pub(super) fn chunks(pairs: usize, most: usize) -> Vec<Chunk> {
@@ -57,26 +57,50 @@ fn pair_of(kernels: &[f32], (taps, window): (usize, usize), out: usize, pair: us
     [2 * pair, 2 * pair + 1].map(|tap| if tap < taps { tap_of(kernels, (taps, window), out, tap) } else { 0.0 })
 }
 
-impl Job<'_> {
-    /// All tiles of the block, whose pointers are in the table; `lengths` are those of the runs of a tap.
+/// Whether pairs can be multiplied where they lie: none is of two runs. Channels are even in number, or rows of the window are one run
+/// everywhere, if all taps go in `one_portion`.
+pub(super) fn in_pairs(window: &Window, inputs: &[Part], one_portion: bool) -> bool {
+    let rows = || match inputs {
+        [Part { view, shift: 0 }] => {
+            let run = window.kernel.1 > 1 && window.dilation.1 == 1 && view.pixel == view.channels;
+            run && window.padding == (0, 0) && (view.channels * window.kernel.1).is_multiple_of(2) && one_portion
+        }
+        _ => false,
+    };
+    let even = inputs.iter().all(|part| part.view.channels.is_multiple_of(2));
+    inputs.iter().all(|part| part.view.bf16) && (even || rows())
+}
+
+impl<'a> Job<'a> {
+    /// All tiles of the block, whose pointers are in the table.
     #[inline(always)]
-    pub(super) fn run_bf16<I: Isa>(&self, isa: I, table: &mut Table, lengths: &[usize]) {
+    pub(super) fn run_bf16<I: Isa>(&self, isa: I, table: &mut Table) {
         let conv = self.conv;
+        let row_length = conv.inputs_of_group() * conv.window.kernel.1;
+        if conv.reads == Reads::Pairs {
+            let (lengths, parts) = self.lengths(2);
+            let lengths = (&lengths[..parts], &[row_length / 2]);
+            let Table { pointers, merged, sums, .. } = table;
+            let pairs = |tile: usize, chunk: &'a Chunk| Pairs(self.taps::<I>((pointers, merged), lengths, tile, chunk));
+            return self.tiles(isa, pairs, sums.as_mut_ptr());
+        }
+        let (lengths, parts) = self.lengths(1);
+        let lengths = &lengths[..parts];
         let row = row(conv.packing.taps);
-        let merged_length = [conv.inputs_of_group() * conv.window.kernel.1];
         let runs = conv.window.taps() * lengths.len();
         for (tile, at) in (0..self.count).step_by(I::TILE_ROWS).enumerate() {
             let merged = table.merged[tile];
-            let (lengths, count) = if merged { (&merged_length[..], conv.window.kernel.0) } else { (lengths, runs) };
+            let row_length = [row_length];
+            let (lengths, count) = if merged { (&row_length[..], conv.window.kernel.0) } else { (lengths, runs) };
             for pixel in 0..(self.count - at).min(I::TILE_ROWS) {
                 let pointers = &table.pointers[tile * runs * I::TILE_ROWS + pixel..];
                 let to = table.rows.as_mut_ptr().wrapping_add((at + pixel) * row).cast();
                 // SAFETY: each run is as long as its length says; there is a row for each pixel of the block.
-                unsafe { unfold(isa, pointers, (lengths, count), to) };
+                unsafe { unfold(isa, pointers, (lengths, count), &conv.inputs, to) };
             }
         }
         let rows = table.rows.as_ptr();
-        let taps = |tile: usize, chunk: &Chunk| Rows {
+        let taps = |tile: usize, chunk: &'a Chunk| Rows {
             start: rows.wrapping_add(tile * I::TILE_ROWS * row + chunk.cut.0),
             row,
             pairs: chunk.cut.1,
@@ -85,19 +109,31 @@ impl Job<'_> {
     }
 }
 
-/// Rounds the values of a pixel's runs, of which there are `count`, one after the other.
+/// Rounds the values of a pixel's runs, of which there are `count`, one after the other; those of `inputs` in bf16 are copied.
 ///
 /// # Safety
 /// The runs, to which every [`Isa::TILE_ROWS`]-th pointer leads, must be readable, and all their values writable behind `to` with a
 /// vector more.
 #[inline(always)]
-unsafe fn unfold<I: Isa>(isa: I, pointers: &[Pointer], (lengths, count): (&[usize], usize), to: *mut u16) {
+unsafe fn unfold<I: Isa>(
+    isa: I,
+    pointers: &[Pointer],
+    (lengths, count): (&[usize], usize),
+    inputs: &[Part],
+    to: *mut u16,
+) {
     let mut done = 0;
     for first in (0..count).step_by(lengths.len()) {
-        for (run, length) in (first..).zip(lengths) {
+        for ((run, length), part) in (first..).zip(lengths).zip(inputs) {
             let from = pointers[run * I::TILE_ROWS].0;
             // SAFETY: the caller proves the values and the room.
-            unsafe { round(isa, from, to.add(done), *length) };
+            unsafe {
+                if part.view.bf16 {
+                    copy(from.cast(), to.add(done), *length);
+                } else {
+                    round(isa, from, to.add(done), *length);
+                }
+            }
             done += length;
         }
     }
@@ -125,6 +161,36 @@ unsafe fn round<I: Isa>(isa: I, from: *const f32, to: *mut u16, count: usize) {
             isa.store_bf16_at(to, load_part(isa, from, rest));
         }
     }
+}
+
+/// Copies `count` values, in steps as long as they allow; a call of the C library's copy would cost more than most runs take.
+///
+/// # Safety
+/// They must be readable and writable.
+#[inline(always)]
+unsafe fn copy(from: *const u16, to: *mut u16, count: usize) {
+    macro_rules! by {
+        ($step:literal) => {
+            if count >= $step {
+                let mut done = 0;
+                while done < count {
+                    // The last step overlaps the one before.
+                    let at = done.min(count - $step);
+                    // SAFETY: the step ends within `count` values, which the caller proves.
+                    unsafe {
+                        let values = from.add(at).cast::<[u16; $step]>().read_unaligned();
+                        to.add(at).cast::<[u16; $step]>().write_unaligned(values);
+                    }
+                    done += $step;
+                }
+                return;
+            }
+        };
+    }
+    by!(32);
+    by!(16);
+    by!(4);
+    by!(1);
 }
 
 /// Unfolded pixels of a tile, in pairs.
@@ -157,6 +223,49 @@ impl Sums for Rows {
                     for j in 0..N {
                         sums[i][j] = isa.fma_pairs(pair, row[j], sums[i][j]);
                     }
+                }
+            }
+        }
+        sums
+    }
+}
+
+/// Runs of pairs where they lie.
+struct Pairs<'a>(Taps<'a>);
+
+impl Sums for Pairs<'_> {
+    #[inline(always)]
+    unsafe fn sums<I: Isa, const M: usize, const N: usize>(
+        &self,
+        isa: I,
+        mut weights: *const f32,
+        start: [[I::F32; N]; M],
+    ) -> [[I::F32; N]; M] {
+        let mut sums = start;
+        let mut pointers = self.0.pointers;
+        for _ in 0..self.0.rows {
+            for length in self.0.lengths {
+                // SAFETY: the table has a pointer for each pixel of each run, and the weights a row for each pair. A pair need not lie
+                // at a multiple of its size.
+                unsafe {
+                    let mut pixels = [std::ptr::null::<f32>(); M];
+                    for i in 0..M {
+                        pixels[i] = (*pointers.add(i)).add(self.0.skip);
+                    }
+                    for k in 0..*length {
+                        let mut row = [sums[0][0]; N];
+                        for j in 0..N {
+                            row[j] = isa.load_at(weights.add(j * I::LANES));
+                        }
+                        for i in 0..M {
+                            let pair = isa.splat(pixels[i].add(k).read_unaligned());
+                            for j in 0..N {
+                                sums[i][j] = isa.fma_pairs(pair, row[j], sums[i][j]);
+                            }
+                        }
+                        weights = weights.add(N * I::LANES);
+                    }
+                    pointers = pointers.add(self.0.stride);
                 }
             }
         }
