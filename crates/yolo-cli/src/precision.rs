@@ -13,7 +13,7 @@ pub(crate) enum Precision {
     /// 32 bits
     #[default]
     F32,
-    /// 16 bits, the upper half of f32, on CPUs with AVX512-BF16; sums and maps stay in 32 bits
+    /// 16 bits, the upper half of f32, on CPUs with AVX512-BF16; sums stay in 32 bits
     Bf16,
 }
 

@@ -6,6 +6,8 @@ use candle_core::Device;
 use yolo_core::weights::{NetworkMetadata, Weights};
 use yolo_core::{Graph, NetworkConfig, Plan, PlanOptions};
 
+use crate::precision::Precision;
+
 /// Print a network's layers, parameters and operations.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -29,6 +31,10 @@ pub(crate) struct Args {
     #[arg(long, conflicts_with = "json")]
     plan: bool,
 
+    /// What the plan's convolutions multiply
+    #[arg(long, value_enum, default_value_t = Precision::F32, requires = "plan")]
+    precision: Precision,
+
     /// Print the names of the built-in networks
     #[arg(long)]
     list: bool,
@@ -44,7 +50,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         config = config.with_classes(usize::from(classes).max(1));
     }
     if args.plan {
-        return plan(&Graph::new(&config)?, usize::from(args.imgsz));
+        return plan(&Graph::new(&config)?, usize::from(args.imgsz), args.precision);
     }
     let summary = Graph::new(&config)?.summary(usize::from(args.imgsz))?;
     if args.json {
@@ -56,15 +62,16 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
 }
 
 /// The compiled plan. Weights are random: it does not depend on them.
-fn plan(graph: &Graph, size: usize) -> anyhow::Result<ExitCode> {
+fn plan(graph: &Graph, size: usize, precision: Precision) -> anyhow::Result<ExitCode> {
     let weights = Weights::from_tensors(graph.init(0, &Device::Cpu)?, NetworkMetadata::default());
-    let plan = Plan::compile(graph, &weights, &PlanOptions { size: (size, size), ..PlanOptions::default() })?;
+    let options = PlanOptions { size: (size, size), precision: precision.into(), ..PlanOptions::default() };
+    let plan = Plan::compile(graph, &weights, &options)?;
     println!("{:>4}  {:<36} {:<28} {:>14} {:>11} {:>6}", "step", "name", "kernel", "result", "at value", "apart");
     for (index, step) in plan.steps().iter().enumerate() {
         print!("{index:>4}  {:<36} {:<28}", step.name, step.kernel);
         if let Some(view) = step.output {
             let shape = format!("{}x{}x{}", view.channels, view.height, view.width);
-            print!(" {shape:>14} {:>11} {:>6}", view.offset, view.pixel);
+            print!(" {shape:>14} {:>11} {:>6}{}", view.offset, view.pixel, if view.bf16 { " bf16" } else { "" });
         }
         println!();
     }

@@ -64,7 +64,7 @@ pub enum Precision {
     #[default]
     F32,
     /// bf16, on a CPU that multiplies it: values and kernels are rounded to it where a convolution is computed by its definition.
-    /// Maps between layers stay in f32, and so do Winograd's algorithm, which would lose too much, and all that is no convolution.
+    /// In f32 stay Winograd's algorithm, which would lose too much, all that is no convolution, and the maps that such steps read.
     Bf16,
 }
 
