@@ -142,7 +142,7 @@ impl View {
 
     /// Channels `first..first + count` of it; of a map in bf16 `first` must be even.
     pub fn channels(&self, first: usize, count: usize) -> Self {
-        debug_assert!(!self.bf16 || first.is_multiple_of(2));
+        assert!(!self.bf16 || first.is_multiple_of(2), "a pair of bf16 would be cut");
         Self { offset: self.offset + first * self.value() / size_of::<f32>(), channels: count, ..*self }
     }
 }
