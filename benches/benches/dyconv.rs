@@ -14,6 +14,10 @@ use criterion::{Criterion, SamplingMode, criterion_group};
 use dyconv_kernels::{ConvConfig, Epilogue, Mixing, Routing, dynamic_conv2d};
 use yolo_benches::{COMPARE, Case, Torch};
 
+/// As in the program `yolo`: the pages of a result are kept for the next one.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 const THREADS: usize = 2;
 const SHAPES: [Case; 4] = [
     Case { channels: (256, 256), kernel: 3, size: 20, groups: 1, batch: 1, experts: 4 },

@@ -33,6 +33,8 @@ fn criterion(name: &str, torch: bool) -> anyhow::Result<()> {
     // The kernels are optimised in this profile, and built for the tests already.
     bench.args(["bench", "--workspace", "--profile", "dev", "--bench", name]);
     bench.env("RAYON_NUM_THREADS", "2").env("BENCH_COMPARE", "");
+    // As long as the program `yolo` keeps pages.
+    bench.env("MIMALLOC_PURGE_DELAY", "10000");
     if torch {
         bench.env(PYTHON, python("bench-python", TORCH)?);
     }
