@@ -6,6 +6,11 @@ use super::super::{IsaName, available};
 use super::*;
 use crate::Routing;
 
+/// The same along both axes, without dilation.
+fn square(kernel: usize, stride: usize, padding: usize) -> Window {
+    Window { kernel: (kernel, kernel), stride: (stride, stride), padding: (padding, padding), dilation: (1, 1) }
+}
+
 /// A convolution to try.
 #[derive(Debug, Clone, Copy)]
 struct Case {
@@ -234,11 +239,7 @@ fn random(algorithm: Algorithm, count: usize, tolerance: f64) {
                 dilation: (pick(&[1, 1, 2]), pick(&[1, 1, 3])),
             },
         };
-        let window = if algorithm.is_direct() && below(3) == 0 {
-            Window { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1) }
-        } else {
-            window
-        };
+        let window = if algorithm.is_direct() && below(3) == 0 { square(1, 1, 0) } else { window };
         if algorithm == Algorithm::Depthwise {
             outputs = inputs;
             groups = inputs;
@@ -302,12 +303,7 @@ fn maps_in_bf16_change_nothing() {
             let out = View::dense(30_000, 10, 15, 7);
             builder.import(input, (2, 2));
             let mut add = |(kernel, stride, padding): (usize, usize, usize), inputs: Vec<Part>, output: View, seed| {
-                let window = Window {
-                    kernel: (kernel, kernel),
-                    stride: (stride, stride),
-                    padding: (padding, padding),
-                    dilation: (1, 1),
-                };
+                let window = square(kernel, stride, padding);
                 let count: usize = inputs.iter().map(|part| part.view.channels).sum();
                 let kernels = kernels(count * kernel * kernel * output.channels, seed);
                 builder.convolution(&Convolution {
@@ -368,7 +364,7 @@ fn portions_of_taps_add_up() {
         for (dense, experts, algorithm) in
             [(true, 0, Algorithm::Direct), (false, 3, Algorithm::Direct), (false, 0, Algorithm::DirectBf16)]
         {
-            let window = Window { kernel: (kernel, kernel), stride: (1, 1), padding: (1, 1), dilation: (1, 1) };
+            let window = square(kernel, 1, 1);
             let case = Case {
                 batch: 2,
                 inputs,
@@ -498,7 +494,7 @@ fn results_do_not_depend_on_threads() {
     if cfg!(miri) {
         return;
     }
-    let window = Window { kernel: (3, 3), stride: (1, 1), padding: (1, 1), dilation: (1, 1) };
+    let window = square(3, 1, 1);
     for (algorithm, channels, size) in [
         (Algorithm::Winograd, 96, 40),
         (Algorithm::Winograd, 32, 80),
