@@ -4,6 +4,7 @@
 //! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
 
 mod activation;
+mod amx;
 mod batch_norm;
 mod channels;
 pub mod channels_last;

@@ -1,6 +1,6 @@
 //! What a convolution of 3x3 costs by each algorithm, from a table; [`super::tune`] measures instead.
 
-use dyconv_kernels::cpu::channels_last::Algorithm;
+use dyconv_kernels::cpu::channels_last::{Algorithm, multiplies_on_tiles};
 
 use super::choose::Place;
 
@@ -16,6 +16,8 @@ const TABLE: [(usize, [f64; 3]); 7] = [
     (128, [0.51, 0.38, 0.73]),
     (256, [0.50, 0.33, 0.71]),
 ];
+/// The same in bf16 on tiles (AMX), at any number of channels.
+const ON_TILES: f64 = 0.1;
 /// Winograd's kernels are four times as many values, which few tiles share on a small map: pixels at which reading them takes as
 /// long as the direct algorithm takes in all.
 const READING: f64 = 20.0;
@@ -33,6 +35,7 @@ fn relative(place: &Place<'_>, algorithm: Algorithm) -> f64 {
     let [bf16, winograd, halving] = row(channels);
     match algorithm {
         Algorithm::Direct | Algorithm::Depthwise => 1.0,
+        Algorithm::DirectBf16 if multiplies_on_tiles() => ON_TILES,
         Algorithm::DirectBf16 => bf16,
         Algorithm::Winograd => {
             // Tiles that reach over the edge are computed whole.

@@ -4,6 +4,7 @@ mod checks;
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::super::amx::Amx;
 use super::super::isa::Isa;
 use super::super::{IsaName, Job, chosen, with};
 use super::convert::{Decode, Import};
@@ -58,6 +59,11 @@ impl Algorithm {
 /// Whether the CPU multiplies bf16 faster than f32: what else computes it does so only to compare.
 pub fn multiplies_bf16() -> bool {
     with(chosen(), MultipliesBf16).unwrap_or(false)
+}
+
+/// Whether convolutions in bf16 go on tiles, many times as fast as vectors.
+pub fn multiplies_on_tiles() -> bool {
+    chosen() == IsaName::Avx512 && multiplies_bf16() && Amx::detect().is_some()
 }
 
 /// Whether values can be rounded to bf16 here.
@@ -173,6 +179,8 @@ impl Convolution<'_> {
 /// Collects the steps of a program.
 pub struct Builder {
     isa: IsaName,
+    /// Where convolutions in bf16 go on tiles.
+    pub(super) tiles: Option<Amx>,
     batch: usize,
     threads: usize,
     /// Values that the caller laid out.
@@ -214,6 +222,7 @@ impl Builder {
     pub(super) fn for_isa(isa: IsaName, batch: usize, threads: usize, memory: usize) -> Self {
         Self {
             isa,
+            tiles: if isa == IsaName::Avx512 { Amx::detect() } else { None },
             batch,
             threads: threads.max(1),
             planned: whole_lines(memory),
@@ -443,7 +452,7 @@ impl Job for AddConvolution<'_, '_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { builder, conv } = self;
         assert!(conv.algorithm != Algorithm::DirectBf16 || isa.bf16().is_some(), "this CPU has no bf16");
-        let packer = Packer::new::<I>(conv);
+        let packer = Packer::new::<I>(conv, builder.tiles);
         let kernel = match &conv.kernels {
             Kernels::Fixed { kernels, bias } => packer.fixed(kernels, bias),
             Kernels::Mixed { router, averaged, experts, bias, shift } => {
@@ -490,8 +499,7 @@ impl Job for AddConvolution<'_, '_> {
 }
 
 fn direct<I: Isa>(conv: &Convolution<'_>, places: (View, Option<View>), packer: &Packer) -> Direct {
-    let bf16 = conv.algorithm == Algorithm::DirectBf16;
-    Direct::new::<I>((conv.window, conv.groups), conv.inputs.clone(), places, conv.act, (packer.packing, bf16))
+    Direct::new::<I>((conv.window, conv.groups), conv.inputs.clone(), places, conv.act, (packer.packing, packer.format))
 }
 
 struct AddHead<'a, 'b> {
@@ -507,7 +515,7 @@ impl Job for AddHead<'_, '_> {
     fn run<I: Isa>(self, _: I) {
         let Self { builder, conv, view, output, decode } = self;
         let Kernels::Fixed { kernels, bias } = &conv.kernels else { return };
-        let packer = Packer::new::<I>(conv);
+        let packer = Packer::new::<I>(conv, builder.tiles);
         let kernel = packer.fixed(kernels, bias);
         builder.zeros = builder.zeros.max(conv.in_channels() * conv.window.kernel.1);
         let head = HeadConv { conv: direct::<I>(conv, (view, None), &packer), decode };

@@ -6,15 +6,18 @@
 
 mod bf16;
 mod head;
+mod packing;
+mod tiles;
 
-use rayon::prelude::*;
-
+use super::super::amx::Run;
 use super::super::isa::Isa;
 use super::finish::Act;
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
 use super::tile::{Place, Sums, Taps, tile_of};
 pub(super) use head::HeadConv;
+pub(super) use packing::{Packing, tap_of};
+pub(super) use tiles::Runs;
 
 /// Vectors of output channels in a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -56,79 +59,6 @@ impl Weights<'_> {
     }
 }
 
-/// How kernels are packed: panels of output channels, for each panel all taps, for each tap a row of output channels.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Packing {
-    /// Output channels of a group.
-    pub(super) out: usize,
-    /// Taps of an output: window times input channels of a group.
-    pub(super) taps: usize,
-    pub(super) lanes: usize,
-}
-
-impl Packing {
-    pub(super) fn new<I: Isa>(out: usize, taps: usize) -> Self {
-        Self { out, taps, lanes: I::LANES }
-    }
-
-    /// Panels of a group.
-    pub(super) fn panels(&self) -> usize {
-        self.out.div_ceil(PANEL_VECTORS * self.lanes)
-    }
-
-    /// Vectors of a panel: the last one may have fewer.
-    pub(super) fn vectors(&self, panel: usize) -> usize {
-        (self.out - panel * PANEL_VECTORS * self.lanes).div_ceil(self.lanes).min(PANEL_VECTORS)
-    }
-
-    /// Where a panel begins.
-    pub(super) fn panel(&self, panel: usize) -> usize {
-        panel * PANEL_VECTORS * self.lanes * self.taps
-    }
-
-    /// Values of a group.
-    pub(super) fn len(&self) -> usize {
-        self.out.div_ceil(self.lanes) * self.lanes * self.taps
-    }
-
-    /// Packs kernels `[out, in, kh, kw]` of a group, whose taps then come in the order `(ky, kx, in)`.
-    pub(super) fn pack(&self, kernels: &[f32], window: usize, packed: &mut [f32]) {
-        self.fill(packed, |out, tap| tap_of(kernels, (self.taps, window), out, tap));
-    }
-
-    /// Fills packed kernels with the value of each output channel and tap, zeros where a vector has more lanes.
-    pub(super) fn fill<T: Copy + Default + Send>(&self, packed: &mut [T], value: impl Fn(usize, usize) -> T + Sync) {
-        let panels = packed.par_chunks_mut(PANEL_VECTORS * self.lanes * self.taps).take(self.panels());
-        panels.enumerate().for_each(|(panel, packed)| {
-            let first = panel * PANEL_VECTORS * self.lanes;
-            self.fill_panel(packed, panel, |out, tap| value(first + out, tap));
-        });
-    }
-
-    /// Fills one panel, whose output channels count from its first.
-    pub(super) fn fill_panel<T: Copy + Default>(
-        &self,
-        packed: &mut [T],
-        panel: usize,
-        value: impl Fn(usize, usize) -> T,
-    ) {
-        let width = self.vectors(panel) * self.lanes;
-        let channels = width.min(self.out - panel * PANEL_VECTORS * self.lanes);
-        for (tap, row) in packed.chunks_exact_mut(width).take(self.taps).enumerate() {
-            for (lane, place) in row[..channels].iter_mut().enumerate() {
-                *place = value(lane, tap);
-            }
-            row[channels..].fill(T::default());
-        }
-    }
-}
-
-/// Of kernels `[out, in, kh, kw]` with `taps` a channel, the one which is number `tap` in the order `(ky, kx, in)`.
-fn tap_of(kernels: &[f32], (taps, window): (usize, usize), out: usize, tap: usize) -> f32 {
-    let inputs = taps / window;
-    kernels[(out * inputs + tap % inputs) * window + tap / inputs]
-}
-
 /// A convolution.
 #[derive(Debug, Clone)]
 pub(super) struct Direct {
@@ -147,6 +77,17 @@ pub(super) struct Direct {
     chunks: Vec<Chunk>,
 }
 
+/// What kernels are packed as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Values of f32.
+    Values,
+    /// Pairs of bf16.
+    Pairs,
+    /// Pairs of bf16 in runs of whole tiles.
+    Tiles(Runs),
+}
+
 /// What is multiplied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Reads {
@@ -154,8 +95,10 @@ enum Reads {
     Values,
     /// Pairs of bf16, as which then the kernels are packed: rounded and unfolded first ...
     Unfolded,
-    /// ... or where they lie.
+    /// ... or where they lie ...
     Pairs,
+    /// ... or on tiles.
+    Tiles(Runs),
 }
 
 /// A portion of the taps of a panel.
@@ -181,6 +124,7 @@ pub(super) struct Table {
     sums: Vec<f32>,
     /// Pixels of a block in bf16.
     rows: Lines,
+    runs: Vec<Run>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -242,15 +186,17 @@ impl Direct {
         inputs: Vec<Part>,
         (output, residual): (View, Option<View>),
         act: Act,
-        (packing, bf16): (Packing, bool),
+        (packing, format): (Packing, Format),
     ) -> Self {
         let channels: usize = inputs.iter().map(|part| part.view.channels).sum();
         let of_group = channels / groups;
         let most = CHUNK_BYTES / (size_of::<f32>() * PANEL_VECTORS * I::LANES);
-        let reads = match bf16 {
-            false => Reads::Values,
-            true if groups == 1 && bf16::in_pairs(&window, &inputs, packing.taps <= most * 3 / 2) => Reads::Pairs,
-            true => Reads::Unfolded,
+        let pairs = || groups == 1 && bf16::in_pairs(&window, &inputs, packing.taps <= most * 3 / 2);
+        let reads = match format {
+            Format::Values => Reads::Values,
+            Format::Tiles(runs) => Reads::Tiles(runs),
+            Format::Pairs if pairs() => Reads::Pairs,
+            Format::Pairs => Reads::Unfolded,
         };
         let unit = if reads == Reads::Pairs { 2 } else { 1 };
         let chunks = if reads == Reads::Unfolded {
@@ -283,6 +229,9 @@ impl Direct {
 
     /// The most pointers and tiles that a block takes.
     pub(super) fn reserve<I: Isa>(&self, table: &mut Table) {
+        if let Reads::Tiles(runs) = &self.reads {
+            return self.reserve_tiles(runs, self.block::<I>(), table);
+        }
         let tiles = self.block::<I>().div_ceil(I::TILE_ROWS);
         let runs = self.window.taps() * self.inputs.len();
         let pointers = (tiles * runs * I::TILE_ROWS).max(table.pointers.len());
@@ -297,6 +246,9 @@ impl Direct {
 
     /// Pixels of a block.
     fn block<I: Isa>(&self) -> usize {
+        if let Reads::Tiles(runs) = &self.reads {
+            return self.rows_of_tiles(runs);
+        }
         let pixels = self.output.height * self.output.width;
         let tiles = if self.reads == Reads::Unfolded {
             bf16::tiles(self.packing.taps, pixels.div_ceil(I::TILE_ROWS))
@@ -325,7 +277,11 @@ impl Direct {
         let fair = (batch * self.groups * blocks * panels / (member.count() * TASKS_A_THREAD)).max(1);
         let share = (TASK_OPERATIONS / panel_operations).max(1).min(fair).min(panels);
         // What is unfolded serves all panels.
-        let share = if self.reads == Reads::Unfolded { panels } else { share };
+        let share = match self.reads {
+            Reads::Unfolded => panels,
+            Reads::Tiles(_) => self.share_of_tiles(batch * blocks, member.count()),
+            _ => share,
+        };
         let shares = panels.div_ceil(share);
         member.share(batch * self.groups * blocks * shares, |task| {
             let (part, rest) = (task % shares, task / shares);
@@ -375,6 +331,13 @@ impl<'a> Job<'a> {
     #[inline(always)]
     fn run<I: Isa>(&self, isa: I, table: &mut Table) {
         let conv = self.conv;
+        if let (Reads::Tiles(runs), Some(isa)) = (&conv.reads, isa.bf16()) {
+            isa.run(
+                #[inline(always)]
+                || self.run_tiles(isa, runs, table),
+            );
+            return;
+        }
         self.look_up::<I>(table);
         if conv.reads != Reads::Values {
             // The table was made for one and is read by the other.

@@ -26,7 +26,7 @@ mod transforms;
 mod turn;
 mod winograd;
 
-pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin, multiplies_bf16};
+pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin, multiplies_bf16, multiplies_on_tiles};
 pub use direct::Window;
 pub use finish::Act;
 pub use memory::{Part, View};

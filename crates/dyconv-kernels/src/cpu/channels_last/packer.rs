@@ -1,9 +1,10 @@
 //! How the kernels of a convolution are packed, for each algorithm.
 
+use super::super::amx::Amx;
 use super::super::isa::Isa;
 use super::build::{Algorithm, Convolution};
 use super::depthwise;
-use super::direct::Packing;
+use super::direct::{Format, Packing, Runs, tap_of};
 use super::memory::{LINE, Lines};
 use super::program::Kernel;
 use super::winograd::{self, POINTS};
@@ -16,6 +17,8 @@ pub(super) struct Packer {
     /// Of Winograd's algorithm.
     stride: usize,
     pub(super) packing: Packing,
+    /// Of the direct algorithm.
+    pub(super) format: Format,
     pub(super) channels: usize,
     /// Values of a tap's row of a depthwise convolution.
     pub(super) row: usize,
@@ -27,17 +30,24 @@ pub(super) struct Packer {
 }
 
 impl Packer {
-    pub(super) fn new<I: Isa>(conv: &Convolution<'_>) -> Self {
+    /// For tiles where there are any.
+    pub(super) fn new<I: Isa>(conv: &Convolution<'_>, tiles: Option<Amx>) -> Self {
         let (window, groups, channels) = (conv.window.taps(), conv.groups, conv.output.channels);
         let inputs = conv.in_channels() / groups;
         let row = channels.next_multiple_of(I::LANES);
+        let format = match (conv.algorithm, tiles) {
+            (Algorithm::DirectBf16, Some(amx)) if groups == 1 => Format::Tiles(Runs::new(amx, &conv.window, inputs)),
+            (Algorithm::DirectBf16, _) => Format::Pairs,
+            _ => Format::Values,
+        };
         let (packing, len) = match conv.algorithm {
             Algorithm::Direct => {
                 let packing = Packing::new::<I>(channels / groups, inputs * window);
                 (packing, groups * packing.len())
             }
             Algorithm::DirectBf16 => {
-                let packing = Packing::of_pairs::<I>(channels / groups, inputs * window);
+                let pairs = if let Format::Tiles(runs) = format { runs.pairs() } else { (inputs * window).div_ceil(2) };
+                let packing = Packing::new::<I>(channels / groups, pairs);
                 (packing, groups * packing.len())
             }
             Algorithm::Winograd => {
@@ -49,7 +59,19 @@ impl Packer {
         // Vectors are read whole, from the last group's first channel on too.
         let bias = (channels + 2 * LINE).next_multiple_of(LINE);
         let stride = conv.window.stride.0;
-        Self { algorithm: conv.algorithm, groups, window, stride, packing, channels, row, len, bias, unrounded: false }
+        Self {
+            algorithm: conv.algorithm,
+            groups,
+            window,
+            stride,
+            packing,
+            format,
+            channels,
+            row,
+            len,
+            bias,
+            unrounded: false,
+        }
     }
 
     /// How experts are packed, so that their mixtures are what this packs, before Winograd's transform or the rounding to bf16.
@@ -86,10 +108,14 @@ impl Packer {
                 let group = kernels.len() / self.groups;
                 let taps = (kernels.len() / self.channels, self.window);
                 for (from, to) in kernels.chunks_exact(group).zip(packed.chunks_exact_mut(self.len / self.groups)) {
+                    let tap = |out: usize, place: usize| {
+                        let tap = if let Format::Tiles(runs) = self.format { runs.tap(place) } else { Some(place) };
+                        tap.filter(|tap| *tap < taps.0).map_or(0.0, |tap| tap_of(from, taps, out, tap))
+                    };
                     if self.unrounded {
-                        self.packing.pack_unrounded(from, taps, to);
+                        self.packing.pack_unrounded(tap, to);
                     } else {
-                        self.packing.pack_pairs(from, taps, to);
+                        self.packing.pack_pairs(tap, to);
                     }
                 }
             }

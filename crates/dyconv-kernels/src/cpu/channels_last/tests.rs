@@ -1,5 +1,6 @@
 //! Programs of one convolution and of the other steps, on every instruction set of the machine, against loops in f64.
 
+use super::super::amx::Amx;
 use super::super::conformance::noise;
 use super::super::isa::bf16_bits;
 use super::super::{IsaName, available};
@@ -43,7 +44,7 @@ impl Case {
     }
 
     /// The largest error over the largest sum before the activation.
-    fn error(&self, isa: IsaName, seed: u32) -> Option<f64> {
+    fn error(&self, (isa, tiles): (IsaName, bool), seed: u32) -> Option<f64> {
         let (height, width) = self.size;
         let (rows, columns) = self.output_size()?;
         let Self { batch, inputs, outputs, groups, .. } = *self;
@@ -71,6 +72,7 @@ impl Case {
         let end = second_view.end(batch).max(whole_view.end(batch)) + 1;
         let output = View { pixel: outputs + 5, ..View::dense(end + 2, rows, columns, outputs) };
         let mut builder = Builder::for_isa(isa, batch, self.threads, output.end(batch) + 3);
+        builder.tiles = builder.tiles.filter(|_| tiles);
         builder.import(source, (0, 0));
         let parts: Vec<Part> = if split {
             builder.pointwise("first", vec![source.channels(0, first).into()], first_view, None, Act::Identity, None);
@@ -271,14 +273,23 @@ fn random(algorithm: Algorithm, count: usize, tolerance: f64) {
             continue;
         }
         done += 1;
-        for isa in available() {
+        for isa in kinds(algorithm) {
             let error = case.error(isa, done as u32).unwrap();
             // A mixture that lies between two bf16 may be rounded to the other one.
             let mixed = algorithm == Algorithm::DirectBf16 && case.experts > 0;
             let tolerance = if mixed { MIXED_BF16 } else { tolerance };
-            assert!(error <= tolerance, "{} {case:?}: an error of {error:.1e}", isa.name());
+            assert!(error <= tolerance, "{isa:?} {case:?}: an error of {error:.1e}");
         }
     }
+}
+
+/// Instruction sets, each without tiles, and with them where bf16 goes on such.
+fn kinds(algorithm: Algorithm) -> Vec<(IsaName, bool)> {
+    let mut kinds: Vec<_> = available().into_iter().map(|isa| (isa, false)).collect();
+    if algorithm == Algorithm::DirectBf16 && Amx::detect().is_some() && available().contains(&IsaName::Avx512) {
+        kinds.push((IsaName::Avx512, true));
+    }
+    kinds
 }
 
 /// An interpreter takes a thousand times as long.
@@ -290,13 +301,14 @@ const CASES: usize = if cfg!(miri) { 2 } else { 120 };
 fn maps_in_bf16_change_nothing() {
     let x = noise(2 * 3 * 20 * 30, 7);
     let kernels = |count: usize, seed: u32| noise(count, seed);
-    for isa in available() {
+    for (isa, tiles) in kinds(Algorithm::DirectBf16) {
         let run = |bf16: bool| {
             let map = |offset: usize, height: usize, width: usize, channels: usize| View {
                 bf16,
                 ..View::dense(offset, height, width, channels)
             };
             let mut builder = Builder::for_isa(isa, 2, 2, 40_000);
+            builder.tiles = builder.tiles.filter(|_| tiles);
             // Two rows and columns of zeros around it.
             let input = map(0, 24, 34, 3);
             let (first, second, third) = (map(5000, 10, 15, 38), map(17_000, 10, 15, 9), map(21_000, 5, 8, 22));
@@ -379,10 +391,10 @@ fn portions_of_taps_add_up() {
                 threads: 2,
                 dense,
             };
-            for isa in available() {
+            for isa in kinds(algorithm) {
                 let error = case.error(isa, 9).unwrap();
                 // Thousands of terms, each rounded.
-                assert!(error <= 1e-5, "{} {case:?}: an error of {error:.1e}", isa.name());
+                assert!(error <= 1e-5, "{isa:?} {case:?}: an error of {error:.1e}");
             }
         }
     }
@@ -501,7 +513,7 @@ fn results_do_not_depend_on_threads() {
         (Algorithm::Direct, 64, 40),
         (Algorithm::DirectBf16, 64, 40),
     ] {
-        for isa in available() {
+        for (isa, tiles) in kinds(algorithm) {
             if isa == IsaName::Scalar || algorithm == Algorithm::DirectBf16 && !multiplies_bf16() {
                 continue;
             }
@@ -509,6 +521,7 @@ fn results_do_not_depend_on_threads() {
                 let source = View::dense(0, size, size, channels);
                 let output = View::dense(source.end(2), size, size, channels);
                 let mut builder = Builder::for_isa(isa, 2, threads, output.end(2));
+                builder.tiles = builder.tiles.filter(|_| tiles);
                 builder.import(source, (0, 0));
                 builder.convolution(&Convolution {
                     name: "conv",

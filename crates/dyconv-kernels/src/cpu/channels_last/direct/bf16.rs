@@ -5,7 +5,7 @@ use super::super::super::isa::{Isa, bf16_bits};
 use super::super::finish::load_part;
 use super::super::memory::{LINE, Part};
 use super::super::tile::{Sums, Taps};
-use super::{BLOCK_VALUES, Chunk, Job, PANEL_VECTORS, Packing, Pointer, Reads, Table, Window, tap_of};
+use super::{BLOCK_VALUES, Chunk, Job, PANEL_VECTORS, Packing, Pointer, Reads, Table, Window};
 
 /// Pairs of taps in portions; as many of them as `pairs` says, at most `most` in one.
 pub(super) fn chunks(pairs: usize, most: usize) -> Vec<Chunk> {
@@ -34,27 +34,19 @@ pub(super) fn values(pairs: usize, pixels: usize) -> usize {
 }
 
 impl Packing {
-    /// For pairs of `taps`.
-    pub(in super::super) fn of_pairs<I: Isa>(out: usize, taps: usize) -> Self {
-        Self::new::<I>(out, taps.div_ceil(2))
-    }
-
-    /// Packs kernels `[out, in, kh, kw]` of a group, with `taps` a channel, as pairs of bf16.
-    pub(in super::super) fn pack_pairs(&self, kernels: &[f32], (taps, window): (usize, usize), packed: &mut [f32]) {
+    /// Packs kernels of a group as pairs of bf16; `tap` gives that of an output channel at a place, in the order in which
+    /// they are multiplied.
+    pub(in super::super) fn pack_pairs(&self, tap: impl Fn(usize, usize) -> f32 + Sync, packed: &mut [f32]) {
         self.fill(packed, |out, pair| {
-            let [low, high] = pair_of(kernels, (taps, window), out, pair).map(|tap| u32::from(bf16_bits(tap)));
+            let [low, high] = [tap(out, 2 * pair), tap(out, 2 * pair + 1)].map(|tap| u32::from(bf16_bits(tap)));
             f32::from_bits(high << 16 | low)
         });
     }
 
     /// The same not yet rounded, twice as many values: so that mixtures of such come out in order.
-    pub(in super::super) fn pack_unrounded(&self, kernels: &[f32], (taps, window): (usize, usize), packed: &mut [f32]) {
-        self.fill(packed.as_chunks_mut::<2>().0, |out, pair| pair_of(kernels, (taps, window), out, pair));
+    pub(in super::super) fn pack_unrounded(&self, tap: impl Fn(usize, usize) -> f32 + Sync, packed: &mut [f32]) {
+        self.fill(packed.as_chunks_mut::<2>().0, |out, pair| [tap(out, 2 * pair), tap(out, 2 * pair + 1)]);
     }
-}
-
-fn pair_of(kernels: &[f32], (taps, window): (usize, usize), out: usize, pair: usize) -> [f32; 2] {
-    [2 * pair, 2 * pair + 1].map(|tap| if tap < taps { tap_of(kernels, (taps, window), out, tap) } else { 0.0 })
 }
 
 /// Whether pairs can be multiplied where they lie: none is of two runs. Channels are even in number, or rows of the window are one run
@@ -146,7 +138,7 @@ unsafe fn unfold<I: Isa>(
 /// # Safety
 /// They must be readable; `count` values and a vector must be writable.
 #[inline(always)]
-unsafe fn round<I: Isa>(isa: I, from: *const f32, to: *mut u16, count: usize) {
+pub(super) unsafe fn round<I: Isa>(isa: I, from: *const f32, to: *mut u16, count: usize) {
     // SAFETY: the caller proves the values and the room.
     unsafe {
         for at in (0..count - count % I::LANES).step_by(I::LANES) {
@@ -168,7 +160,7 @@ unsafe fn round<I: Isa>(isa: I, from: *const f32, to: *mut u16, count: usize) {
 /// # Safety
 /// They must be readable and writable.
 #[inline(always)]
-unsafe fn copy(from: *const u16, to: *mut u16, count: usize) {
+pub(super) unsafe fn copy(from: *const u16, to: *mut u16, count: usize) {
     macro_rules! by {
         ($step:literal) => {
             if count >= $step {
