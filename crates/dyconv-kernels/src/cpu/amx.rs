@@ -1,7 +1,9 @@
 //! Tiles of bf16 (AMX) on x86-64: sixteen rows of pairs times sixteen columns, summed in f32, in one instruction.
 //!
-//! The compiler knows nothing of tile registers: they are set up, used and stored within one block of assembly, but for their
-//! shapes, which a thread keeps between [`Amx::begin`] and the drop of what it returns.
+//! The compiler knows nothing of tile registers, and no code but this uses them: between [`Amx::begin`] and the drop of what it
+//! returns a thread keeps their shapes, and sums in four of them from one block of assembly to the next. For one tile of
+//! pixels `a` and one of output channels `b` the sums are in register 0; those of the second of each lie in 1 (a, second b), 2
+//! (second a, b) and 3.
 
 /// Rows of a tile, and columns of one of sums.
 pub(super) const SIDE: usize = 16;
@@ -10,13 +12,12 @@ pub(super) const DEPTH: usize = 32;
 
 /// Neighbouring taps of pixels: for two times [`SIDE`] pixels where the first one's lie, from a pixel to the next the same way.
 #[derive(Debug, Clone, Copy)]
-#[repr(C)]
 pub(super) struct Run {
     /// First tap of the first pixel of each tile.
     pub(super) pixels: [*const u16; 2],
     /// Bytes from a pixel to the next.
     pub(super) stride: usize,
-    /// Taps in steps of [`DEPTH`].
+    /// Taps in steps of [`DEPTH`], or as many as tiles were set to.
     pub(super) steps: usize,
 }
 
@@ -27,7 +28,7 @@ unsafe impl Send for Run {}
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Amx(());
 
-/// Shapes of tiles, set on this thread.
+/// Shapes of tiles, set on this thread, and sums.
 pub(super) struct Tiles {
     /// Shapes are a thread's own.
     _not_send: std::marker::PhantomData<*const ()>,
@@ -53,24 +54,27 @@ mod x86 {
             found.then_some(Self(()))
         }
 
-        /// Sets the shapes of all tiles to whole ones on this thread.
-        pub(in super::super) fn begin(self) -> Tiles {
+        /// Sets the shapes of tiles on this thread: whole ones but for as many taps a step as `depth` says, an even number, at
+        /// most [`DEPTH`].
+        pub(in super::super) fn begin(self, depth: usize) -> Tiles {
             /// Palette 1, bytes of a row of each tile at 16, rows at 48.
             #[repr(align(64))]
-            struct Shapes(#[allow(dead_code, reason = "read by the instruction")] [u8; 64]);
-            static SHAPES: Shapes = {
-                let mut shapes = [0; 64];
-                shapes[0] = 1;
-                let mut tile = 0;
-                while tile < 8 {
-                    shapes[16 + 2 * tile] = (DEPTH * size_of::<u16>()) as u8;
-                    shapes[48 + tile] = SIDE as u8;
-                    tile += 1;
-                }
-                Shapes(shapes)
-            };
+            struct Shapes([u8; 64]);
+            assert!(depth <= DEPTH && depth.is_multiple_of(2) && depth > 0);
+            let mut shapes = Shapes([0; 64]);
+            shapes.0[0] = 1;
+            for tile in 0..8 {
+                shapes.0[16 + 2 * tile] = (SIDE * size_of::<f32>()) as u8;
+                shapes.0[48 + tile] = SIDE as u8;
+            }
+            for pixels in [4, 5] {
+                shapes.0[16 + 2 * pixels] = (depth * size_of::<u16>()) as u8;
+            }
+            for weights in [6, 7] {
+                shapes.0[48 + weights] = (depth / 2) as u8;
+            }
             // SAFETY: the token proves the instruction; it reads the 64 bytes. No code of the compiler's depends on tiles.
-            unsafe { asm!("ldtilecfg [{}]", in(reg) &SHAPES, options(nostack, preserves_flags, readonly)) };
+            unsafe { asm!("ldtilecfg [{}]", in(reg) &shapes, options(nostack, preserves_flags, readonly)) };
             Tiles { _not_send: std::marker::PhantomData }
         }
     }
@@ -90,104 +94,103 @@ mod x86 {
         unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
     }
 
-    /// The sums of `$m` tiles of pixels and `$n` of output channels, as assembly.
-    macro_rules! product {
-        ($zero:literal, $step:literal, $store:literal, $($operand:tt)*) => {
+    /// A block of assembly by how many tiles of pixels and of output channels there are.
+    macro_rules! by_size {
+        ($size:expr, $one:expr, $wide:expr, $high:expr, $four:expr) => {
+            match $size {
+                (1, 1) => $one,
+                (1, _) => $wide,
+                (_, 1) => $high,
+                _ => $four,
+            }
+        };
+    }
+
+    /// Products of all steps of a run, added to the sums.
+    macro_rules! add {
+        ($run:ident, $weights:ident, $row:literal, $step:literal) => {
             asm!(
-                $zero,
                 "2:",
-                "mov {a0}, qword ptr [{runs}]",
-                "mov {a1}, qword ptr [{runs} + 8]",
-                "mov {pixel}, qword ptr [{runs} + 16]",
-                "mov {steps}, qword ptr [{runs} + 24]",
-                "3:",
                 $step,
                 "add {a0}, 64",
                 "add {a1}, 64",
                 "dec {steps}",
-                "jnz 3b",
-                "add {runs}, 32",
-                "dec {count}",
                 "jnz 2b",
-                $store,
-                a0 = out(reg) _,
-                a1 = out(reg) _,
-                pixel = out(reg) _,
-                steps = out(reg) _,
-                $($operand)*
-                options(nostack),
+                a0 = inout(reg) $run.pixels[0] => _,
+                a1 = inout(reg) $run.pixels[1] => _,
+                pixel = in(reg) $run.stride,
+                steps = inout(reg) $run.steps => _,
+                b = inout(reg) $weights => _,
+                row = in(reg) $row as usize,
+                options(nostack, readonly),
             )
         };
     }
 
     impl Tiles {
-        /// `out[i][j] = sum over taps k of pixel i's value at k * weights[k][j]`, for `size.0` tiles of pixels and `size.1` of
-        /// output channels, one or two each. Rows of `out` are `size.1` tiles long, those of pairs of `weights` too.
+        /// Sets all sums to zero.
+        pub(in super::super) fn clear(&mut self) {
+            // SAFETY: that there are tiles proves the instructions.
+            unsafe {
+                asm!(
+                    "tilezero tmm0",
+                    "tilezero tmm1",
+                    "tilezero tmm2",
+                    "tilezero tmm3",
+                    options(nostack, nomem, preserves_flags),
+                );
+            }
+        }
+
+        /// `sums[i][j] += sum over the run's taps k of pixel i's value at k * weights[k][j]`. Rows of pairs of `weights` are
+        /// `size.1` tiles long.
         ///
         /// # Safety
-        /// Each pixel of each run must be readable over all its steps, `weights` for all of them together; `out` must be
-        /// writable.
-        pub(in super::super) unsafe fn product(
-            &self,
-            size: (usize, usize),
-            runs: &[Run],
-            weights: *const f32,
-            out: *mut f32,
-        ) {
-            let count = runs.len();
-            if count == 0 || runs.iter().any(|run| run.steps == 0) {
-                // SAFETY: the caller proves the room.
-                unsafe { out.write_bytes(0, size.0 * size.1 * SIDE * SIDE) };
+        /// Each pixel of the run must be readable over all its steps, `weights` too.
+        pub(in super::super) unsafe fn add(&mut self, size: (usize, usize), run: &Run, weights: *const f32) {
+            if run.steps == 0 {
                 return;
             }
-            let runs = runs.as_ptr();
-            // SAFETY: the caller proves all that is read and written. What the registers of tiles hold is written before it is
-            // used, and nobody expects them to be kept.
+            // SAFETY: the caller proves all that is read. Tile registers hold the sums from block to block, for nothing but these
+            // functions uses them.
             unsafe {
-                match size {
-                    (1, 1) => product!(
-                        "tilezero tmm0",
+                by_size!(
+                    size,
+                    add!(
+                        run,
+                        weights,
+                        64,
                         "tileloadd tmm6, [{b} + {row}*1]
                          tileloadd tmm4, [{a0} + {pixel}*1]
                          tdpbf16ps tmm0, tmm4, tmm6
-                         add {b}, 1024",
-                        "tilestored [{out} + {row}*1], tmm0",
-                        runs = inout(reg) runs => _, count = inout(reg) count => _, b = inout(reg) weights => _,
-                        row = in(reg) 64usize, out = in(reg) out,
+                         add {b}, 1024"
                     ),
-                    (1, _) => product!(
-                        "tilezero tmm0
-                         tilezero tmm1",
+                    add!(
+                        run,
+                        weights,
+                        128,
                         "tileloadd tmm6, [{b} + {row}*1]
                          tileloadd tmm4, [{a0} + {pixel}*1]
                          tdpbf16ps tmm0, tmm4, tmm6
                          tileloadd tmm7, [{b} + {row}*1 + 64]
                          tdpbf16ps tmm1, tmm4, tmm7
-                         add {b}, 2048",
-                        "tilestored [{out} + {row}*1], tmm0
-                         tilestored [{out} + {row}*1 + 64], tmm1",
-                        runs = inout(reg) runs => _, count = inout(reg) count => _, b = inout(reg) weights => _,
-                        row = in(reg) 128usize, out = in(reg) out,
+                         add {b}, 2048"
                     ),
-                    (_, 1) => product!(
-                        "tilezero tmm0
-                         tilezero tmm2",
+                    add!(
+                        run,
+                        weights,
+                        64,
                         "tileloadd tmm6, [{b} + {row}*1]
                          tileloadd tmm4, [{a0} + {pixel}*1]
                          tdpbf16ps tmm0, tmm4, tmm6
                          tileloadd tmm5, [{a1} + {pixel}*1]
                          tdpbf16ps tmm2, tmm5, tmm6
-                         add {b}, 1024",
-                        "tilestored [{out} + {row}*1], tmm0
-                         tilestored [{out} + {row}*1 + 1024], tmm2",
-                        runs = inout(reg) runs => _, count = inout(reg) count => _, b = inout(reg) weights => _,
-                        row = in(reg) 64usize, out = in(reg) out,
+                         add {b}, 1024"
                     ),
-                    _ => product!(
-                        "tilezero tmm0
-                         tilezero tmm1
-                         tilezero tmm2
-                         tilezero tmm3",
+                    add!(
+                        run,
+                        weights,
+                        128,
                         "tileloadd tmm6, [{b} + {row}*1]
                          tileloadd tmm4, [{a0} + {pixel}*1]
                          tdpbf16ps tmm0, tmm4, tmm6
@@ -196,15 +199,45 @@ mod x86 {
                          tileloadd tmm5, [{a1} + {pixel}*1]
                          tdpbf16ps tmm2, tmm5, tmm6
                          tdpbf16ps tmm3, tmm5, tmm7
-                         add {b}, 2048",
+                         add {b}, 2048"
+                    )
+                );
+            }
+        }
+
+        /// Writes the sums, rows of `size.1` tiles.
+        ///
+        /// # Safety
+        /// `out` must be writable.
+        pub(in super::super) unsafe fn store(&mut self, size: (usize, usize), out: *mut f32) {
+            macro_rules! store {
+                ($row:literal, $store:literal) => {
+                    asm!($store, out = in(reg) out, row = in(reg) $row as usize, options(nostack, preserves_flags))
+                };
+            }
+            // SAFETY: the caller proves the room; the sums are in the registers.
+            unsafe {
+                by_size!(
+                    size,
+                    store!(64, "tilestored [{out} + {row}*1], tmm0"),
+                    store!(
+                        128,
+                        "tilestored [{out} + {row}*1], tmm0
+                         tilestored [{out} + {row}*1 + 64], tmm1"
+                    ),
+                    store!(
+                        64,
+                        "tilestored [{out} + {row}*1], tmm0
+                         tilestored [{out} + {row}*1 + 1024], tmm2"
+                    ),
+                    store!(
+                        128,
                         "tilestored [{out} + {row}*1], tmm0
                          tilestored [{out} + {row}*1 + 64], tmm1
                          tilestored [{out} + {row}*1 + 2048], tmm2
-                         tilestored [{out} + {row}*1 + 2112], tmm3",
-                        runs = inout(reg) runs => _, count = inout(reg) count => _, b = inout(reg) weights => _,
-                        row = in(reg) 128usize, out = in(reg) out,
-                    ),
-                }
+                         tilestored [{out} + {row}*1 + 2112], tmm3"
+                    )
+                );
             }
         }
     }
@@ -219,15 +252,25 @@ mod other {
             None
         }
 
-        pub(in super::super) fn begin(self) -> Tiles {
+        pub(in super::super) fn begin(self, _: usize) -> Tiles {
             unreachable!("there is no token of what this CPU lacks")
         }
     }
 
     impl Tiles {
+        pub(in super::super) fn clear(&mut self) {
+            unreachable!("there are no tiles")
+        }
+
         /// # Safety
         /// There are no tiles.
-        pub(in super::super) unsafe fn product(&self, _: (usize, usize), _: &[Run], _: *const f32, _: *mut f32) {
+        pub(in super::super) unsafe fn add(&mut self, _: (usize, usize), _: &Run, _: *const f32) {
+            unreachable!("there are no tiles")
+        }
+
+        /// # Safety
+        /// There are no tiles.
+        pub(in super::super) unsafe fn store(&mut self, _: (usize, usize), _: *mut f32) {
             unreachable!("there are no tiles")
         }
     }
@@ -259,9 +302,14 @@ mod tests {
             };
             let runs = [run(0, 1), run(DEPTH + 6, 2)];
             let mut out = vec![f32::NAN; pixels * channels + 1];
-            let tiles = amx.begin();
+            let mut tiles = amx.begin(DEPTH);
+            tiles.clear();
             // SAFETY: rows of the map are four steps long, the weights three, the output is as large as the tiles.
-            unsafe { tiles.product(size, &runs, weights.as_ptr().cast(), out.as_mut_ptr()) };
+            unsafe {
+                tiles.add(size, &runs[0], weights.as_ptr().cast());
+                tiles.add(size, &runs[1], weights[DEPTH * channels..].as_ptr().cast());
+                tiles.store(size, out.as_mut_ptr());
+            }
             drop(tiles);
             assert!(out[pixels * channels].is_nan());
             for pixel in 0..pixels {

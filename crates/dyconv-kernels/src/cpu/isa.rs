@@ -35,6 +35,11 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     fn mul(self, a: Self::F32, b: Self::F32) -> Self::F32;
     /// `a / b`
     fn div(self, a: Self::F32, b: Self::F32) -> Self::F32;
+    /// `a / b` to one part in ten thousand, where that takes less; `b` must be normal, and at most 2^126.
+    #[inline(always)]
+    fn div_near(self, a: Self::F32, b: Self::F32) -> Self::F32 {
+        self.div(a, b)
+    }
     /// The larger of each pair; `x` where it is NaN.
     fn at_least(self, x: Self::F32, low: Self::F32) -> Self::F32;
     /// The smaller of each pair; `x` where it is NaN.
@@ -111,6 +116,19 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
             // SAFETY: the caller proves the room.
             unsafe { *y.add(i) = bf16_bits(values[i]) };
         }
+    }
+    /// [`Isa::LANES`] values of bf16 from `x` on.
+    ///
+    /// # Safety
+    /// They must be readable.
+    #[inline(always)]
+    unsafe fn load_bf16_at(self, x: *const u16) -> Self::F32 {
+        let mut values = [0.0; WIDEST];
+        for i in 0..Self::LANES {
+            // SAFETY: the caller proves the values.
+            values[i] = f32::from_bits(u32::from(unsafe { *x.add(i) }) << 16);
+        }
+        self.load(&values)
     }
     /// Asks for the cache line of the first value of `x` to be read.
     fn prefetch(self, x: &[f32]);

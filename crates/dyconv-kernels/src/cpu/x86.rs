@@ -67,6 +67,12 @@ unsafe impl Isa for Avx2 {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_at(self, x: *const u16) -> __m256 {
+        // SAFETY: the token proves AVX2; the caller proves the values.
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32::<16>(_mm256_cvtepu16_epi32(_mm_loadu_si128(x.cast())))) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m256 {
         // SAFETY: the token proves AVX2.
         unsafe { _mm256_set1_ps(x) }
@@ -250,6 +256,12 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn load_bf16_at(self, x: *const u16) -> __m512 {
+        // SAFETY: the token proves AVX-512F; the caller proves the values.
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.cast())))) }
+    }
+
+    #[inline(always)]
     fn splat(self, x: f32) -> __m512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_set1_ps(x) }
@@ -297,6 +309,16 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
     fn div(self, a: __m512, b: __m512) -> __m512 {
         // SAFETY: the token proves AVX-512F.
         unsafe { _mm512_div_ps(a, b) }
+    }
+
+    #[inline(always)]
+    fn div_near(self, a: __m512, b: __m512) -> __m512 {
+        if cfg!(miri) {
+            // The interpreter lacks the instruction.
+            return self.div(a, b);
+        }
+        // SAFETY: the token proves AVX-512F.
+        unsafe { _mm512_mul_ps(a, _mm512_rcp14_ps(b)) }
     }
 
     #[inline(always)]

@@ -216,7 +216,7 @@ impl Plan {
         }
         let mut pieces = pieces::Pieces::new(graph, &shapes);
         let items = choose::settle(items, &mut pieces, &kept);
-        let rounded = round::rounded(&items, &pieces, &kept);
+        let rounded = round::rounded(&items, &pieces, &kept, |value| place::extent(shapes[value]).2);
         let one = place::Places::new(&items, &pieces, &shapes, 1, (&kept, &rounded));
         let at_a_time = samples_at_a_time(batch, size_of::<f32>() * one.memory);
         let places = place::Places::new(&items, &pieces, &shapes, at_a_time, (&kept, &rounded));

@@ -76,7 +76,8 @@ impl Places {
                 let view = |&value: &NodeId| {
                     let first = first_channel(&own, value, channels_of);
                     let bf16 = rounded.contains(&value);
-                    (value, View { offset: first, height, width, channels: channels_of(value), pixel, bf16 })
+                    let whole = View { offset: 0, height, width, channels: pixel, pixel, bf16 };
+                    (value, whole.channels(first, channels_of(value)))
                 };
                 let values: Vec<_> = group.iter().map(view).collect();
                 let last = group.iter().filter_map(|value| last_read.get(value)).max().copied().unwrap_or(index);
@@ -104,11 +105,11 @@ impl Places {
             let view = self.views[&piece.value].channels(piece.first, piece.channels);
             if let Some(Part { view: before, shift }) = parts.last_mut()
                 && *shift == piece.shift
-                && !before.bf16
-                && !view.bf16
+                && before.bf16 == view.bf16
                 && (before.pixel, before.height, before.width) == (view.pixel, view.height, view.width)
-                && before.offset + before.channels == view.offset
                 && before.channels + view.channels <= view.pixel
+                && !(before.bf16 && before.channels % 2 == 1)
+                && (View { channels: view.pixel, ..*before }).channels(before.channels, view.channels) == view
             {
                 before.channels += view.channels;
                 continue;

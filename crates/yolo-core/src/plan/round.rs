@@ -1,5 +1,5 @@
-//! Which maps lie in memory as bf16: those that only convolutions in bf16 read. These would round them anyway, so that results are
-//! the same to the bit, and half as much goes through the caches.
+//! Which maps lie in memory as bf16: those that only convolutions in bf16 read, add, or average. What they multiply they would
+//! round anyway; and half as much goes through the caches.
 
 use std::collections::BTreeSet;
 
@@ -10,22 +10,33 @@ use super::pieces::Pieces;
 use crate::graph::NodeId;
 
 /// The values of `items` that lie in bf16; those in `kept` leave the program as they are.
-pub(super) fn rounded(items: &[Item], pieces: &Pieces<'_>, kept: &[NodeId]) -> BTreeSet<NodeId> {
-    let mut rounded: BTreeSet<NodeId> =
-        items.iter().filter(|item| may_round(item)).map(|item| item.outputs[0]).collect();
+pub(super) fn rounded(
+    items: &[Item],
+    pieces: &Pieces<'_>,
+    kept: &[NodeId],
+    channels: impl Fn(NodeId) -> usize,
+) -> BTreeSet<NodeId> {
+    let candidates = items.iter().filter(|item| may_round(item, &channels));
+    let mut rounded: BTreeSet<NodeId> = candidates.flat_map(|item| item.outputs.iter().copied()).collect();
     for item in items {
-        let rounds = match &item.kind {
-            Kind::Conv(conv) | Kind::Head { conv, .. } => in_bf16(conv),
-            _ => false,
-        };
-        // What comes behind the first is averaged, by a kernel that reads f32.
-        for &value in item.inputs.iter().skip(usize::from(rounds)).chain(&item.residual) {
+        if let Kind::Conv(conv) | Kind::Head { conv, .. } = &item.kind
+            && in_bf16(conv)
+        {
+            continue;
+        }
+        for &value in item.inputs.iter().chain(&item.residual) {
             let of = if item.kind == Kind::Copy { pieces.through(value) } else { pieces.of(value) };
             of.iter().for_each(|piece| _ = rounded.remove(&piece.value));
         }
     }
     for piece in kept.iter().flat_map(|&value| pieces.of(value)) {
         rounded.remove(&piece.value);
+    }
+    // What lies in one map is of one type.
+    for item in items {
+        if !item.outputs.iter().all(|value| rounded.contains(value)) {
+            item.outputs.iter().for_each(|value| _ = rounded.remove(value));
+        }
     }
     rounded
 }
@@ -34,11 +45,11 @@ fn in_bf16(conv: &Conv) -> bool {
     conv.algorithm == Algorithm::DirectBf16 && conv.geometry.groups == 1
 }
 
-/// Whether it could write its result in bf16.
-fn may_round(item: &Item) -> bool {
+/// Whether it could write its results in bf16: in a map of several, none begins in the middle of a pair.
+fn may_round(item: &Item, channels: &impl Fn(NodeId) -> usize) -> bool {
     match &item.kind {
         Kind::Input => true,
-        Kind::Conv(conv) => in_bf16(conv) && item.outputs.len() == 1 && item.residual.is_none(),
+        Kind::Conv(conv) => in_bf16(conv) && item.outputs.iter().rev().skip(1).all(|value| channels(*value) % 2 == 0),
         _ => false,
     }
 }
@@ -50,7 +61,7 @@ mod tests {
     use super::*;
     use crate::Graph;
     use crate::config::NetworkConfig;
-    use crate::plan::place::Places;
+    use crate::plan::place::{Places, extent};
     use crate::plan::{Precision, choose, fuse, join};
 
     /// A convolution each of: two that are read by convolutions, one that is added, one that is pooled.
@@ -78,7 +89,7 @@ head:
             choose::choose(&mut items, &shapes, precision, |_, all| Ok(all[0])).unwrap();
             let mut pieces = crate::plan::pieces::Pieces::new(&graph, &shapes);
             let items = choose::settle(items, &mut pieces, &[]);
-            let rounded = rounded(&items, &pieces, &[]);
+            let rounded = rounded(&items, &pieces, &[], |value| extent(shapes[value]).2);
             let places = Places::new(&items, &pieces, &shapes, 1, (&[], &rounded));
             let of = |value: NodeId| {
                 let Some(source) = items.iter().find(|item| item.outputs.contains(&value)) else { unreachable!() };
@@ -95,9 +106,9 @@ head:
         };
         let (none, all) = rounded_in(Precision::F32);
         assert!(none.is_empty());
-        // The input, the first layer, the bottleneck's and the pooling layer's inner ones; not what is added or pooled.
+        // The input and all layers, those of the bottleneck and of the pooling layer; not what is pooled.
         let (some, fewer) = rounded_in(Precision::Bf16);
-        assert_eq!(some, [None, Some(0), Some(2), Some(3)]);
+        assert_eq!(some, [None, Some(0), Some(1), Some(2), Some(2), Some(3)]);
         assert!(fewer < all, "{fewer} of {all}");
     }
 }

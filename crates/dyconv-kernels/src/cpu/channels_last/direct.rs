@@ -4,6 +4,7 @@
 //! pixel of the tile reads; taps beside the map read zeros. The table of a block of pixels is made once for all panels of output
 //! channels. Sums run over all taps in one go and stay in registers until the epilogue has been applied.
 
+mod band;
 mod bf16;
 mod head;
 mod packing;
@@ -15,9 +16,9 @@ use super::finish::Act;
 use super::memory::{Arena, Lines, Part, View};
 use super::team::Member;
 use super::tile::{Place, Sums, Taps, tile_of};
+pub(super) use band::Runs;
 pub(super) use head::HeadConv;
 pub(super) use packing::{Packing, tap_of};
-pub(super) use tiles::Runs;
 
 /// Vectors of output channels in a panel.
 pub(super) const PANEL_VECTORS: usize = 2;
@@ -125,6 +126,10 @@ pub(super) struct Table {
     /// Pixels of a block in bf16.
     rows: Lines,
     runs: Vec<Run>,
+    /// Sums of tiles, twice.
+    tiles: Lines,
+    /// The sample and the first pixel of the block that was laid out for tiles last, in this step.
+    laid_out: Option<(usize, usize)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -283,6 +288,7 @@ impl Direct {
             _ => share,
         };
         let shares = panels.div_ceil(share);
+        table.laid_out = None;
         member.share(batch * self.groups * blocks * shares, |task| {
             let (part, rest) = (task % shares, task / shares);
             let (block_index, rest) = (rest % blocks, rest / blocks);
@@ -400,8 +406,7 @@ impl<'a> Job<'a> {
     #[inline(always)]
     fn tiles<I: Isa, S: Sums>(&self, isa: I, taps: impl Fn(usize, &'a Chunk) -> S, between: *mut f32) {
         let conv = self.conv;
-        let (output, packing) = (&conv.output, &conv.packing);
-        let residual = conv.residual.map(|view| (self.arena.at(view.offset + self.sample * view.sample()), view.pixel));
+        let packing = &conv.packing;
         let width = PANEL_VECTORS * I::LANES;
         for panel in self.panels.0..self.panels.1 {
             let channel = panel * width;
@@ -420,21 +425,38 @@ impl<'a> Job<'a> {
                         start: if index == 0 { bias } else { between },
                         start_pixel: if index == 0 { 0 } else { width },
                         between: if last { std::ptr::null_mut() } else { between },
-                        out: self.out.wrapping_byte_add(((self.first + at) * output.pixel + channel) * output.value()),
-                        pixel: output.pixel,
-                        rounded: output.bf16,
-                        residual: residual.map_or(std::ptr::null(), |(start, pixel)| {
-                            start.wrapping_add((self.first + at) * pixel + channel).cast_const()
-                        }),
-                        residual_pixel: residual.map_or(0, |(_, pixel)| pixel),
-                        act: conv.act,
                         channels,
+                        ..self.place(self.first + at, channel)
                     };
                     // SAFETY: `taps` has values for each pixel of the tile; weights and bias are packed for the same runs;
                     // the output and the residual have a place for each pixel, and so have the sums between portions.
                     unsafe { tile_of(isa, (count, vectors), &taps(tile, chunk), weights, &place) };
                 }
             }
+        }
+    }
+
+    /// Where the result of a pixel goes from a channel of the output on; sums start from the bias.
+    #[inline(always)]
+    fn place(&self, pixel: usize, channel: usize) -> Place {
+        let Direct { output, residual, act, packing, .. } = self.conv;
+        let own = channel - self.group * packing.out;
+        let residual = residual.as_ref();
+        Place {
+            start: self.bias.wrapping_add(own),
+            start_pixel: 0,
+            between: std::ptr::null_mut(),
+            out: self.out.wrapping_byte_add((pixel * output.pixel + channel) * output.value()),
+            pixel: output.pixel,
+            rounded: output.bf16,
+            residual: residual.map_or(std::ptr::null(), |view| {
+                let start = self.arena.at(view.offset + self.sample * view.sample()).cast_const();
+                start.wrapping_byte_add((pixel * view.pixel + channel) * view.value())
+            }),
+            residual_pixel: residual.map_or(0, |view| view.pixel * view.value()),
+            residual_rounded: residual.is_some_and(|view| view.bf16),
+            act: *act,
+            channels: packing.out - own,
         }
     }
 

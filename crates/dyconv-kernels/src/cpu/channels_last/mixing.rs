@@ -2,7 +2,7 @@
 //! the convolution reads them.
 
 use super::super::isa::Isa;
-use super::finish::{Act, load_part, store_part};
+use super::finish::{Act, load_part, load_rounded, store_part};
 use super::memory::{Arena, Lines, Part};
 use super::team::Member;
 use super::winograd::{point_len, transform_packed};
@@ -41,13 +41,20 @@ impl Average {
                     #[inline(always)]
                     || {
                         for channel in (start..(start + step).min(view.channels)).step_by(I::LANES) {
-                            let from = arena.at(view.offset + sample * view.sample() + channel).cast_const();
+                            let from = arena.at(view.offset + sample * view.sample()).cast_const();
                             let count = view.channels - channel;
                             let mut sums = [isa.splat(0.0); SUMS];
                             for pixel in (0..pixels).step_by(SUMS) {
                                 for (i, sum) in sums.iter_mut().enumerate().take(pixels - pixel) {
+                                    let at = (pixel + i) * view.pixel + channel;
                                     // SAFETY: the pixel has `count` more channels.
-                                    let value = unsafe { load_part(isa, from.add((pixel + i) * view.pixel), count) };
+                                    let value = unsafe {
+                                        if view.bf16 {
+                                            load_rounded(isa, from.cast::<u16>().add(at), count)
+                                        } else {
+                                            load_part(isa, from.add(at), count)
+                                        }
+                                    };
                                     *sum = isa.add(*sum, value);
                                 }
                             }

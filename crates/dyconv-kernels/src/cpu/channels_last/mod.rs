@@ -3,6 +3,8 @@
 //! A [`Program`] is built once: kernels packed, places given, checked. A [`Session`] is the memory and the threads of one run at
 //! a time; many sessions may run one program. Running allocates nothing and locks nothing.
 
+#[cfg(test)]
+mod bf16_tests;
 mod build;
 mod convert;
 mod depthwise;

@@ -36,7 +36,9 @@ impl Packer {
         let inputs = conv.in_channels() / groups;
         let row = channels.next_multiple_of(I::LANES);
         let format = match (conv.algorithm, tiles) {
-            (Algorithm::DirectBf16, Some(amx)) if groups == 1 => Format::Tiles(Runs::new(amx, &conv.window, inputs)),
+            (Algorithm::DirectBf16, Some(amx)) if groups == 1 => {
+                Format::Tiles(Runs::new(amx, &conv.window, &conv.inputs))
+            }
             (Algorithm::DirectBf16, _) => Format::Pairs,
             _ => Format::Values,
         };

@@ -1,14 +1,14 @@
 //! Programs of one convolution and of the other steps, on every instruction set of the machine, against loops in f64.
 
-use super::super::amx::Amx;
 use super::super::conformance::noise;
 use super::super::isa::bf16_bits;
 use super::super::{IsaName, available};
+use super::bf16_tests::kinds;
 use super::*;
 use crate::Routing;
 
 /// The same along both axes, without dilation.
-fn square(kernel: usize, stride: usize, padding: usize) -> Window {
+pub(super) fn square(kernel: usize, stride: usize, padding: usize) -> Window {
     Window { kernel: (kernel, kernel), stride: (stride, stride), padding: (padding, padding), dilation: (1, 1) }
 }
 
@@ -196,7 +196,7 @@ impl Case {
     }
 }
 
-fn act(act: Act, v: f64) -> f64 {
+pub(super) fn act(act: Act, v: f64) -> f64 {
     match act {
         Act::Identity => v,
         Act::Silu => v / (1.0 + (-v).exp()),
@@ -283,75 +283,8 @@ fn random(algorithm: Algorithm, count: usize, tolerance: f64) {
     }
 }
 
-/// Instruction sets, each without tiles, and with them where bf16 goes on such.
-fn kinds(algorithm: Algorithm) -> Vec<(IsaName, bool)> {
-    let mut kinds: Vec<_> = available().into_iter().map(|isa| (isa, false)).collect();
-    if algorithm == Algorithm::DirectBf16 && Amx::detect().is_some() && available().contains(&IsaName::Avx512) {
-        kinds.push((IsaName::Avx512, true));
-    }
-    kinds
-}
-
 /// An interpreter takes a thousand times as long.
 const CASES: usize = if cfg!(miri) { 2 } else { 120 };
-
-/// Maps in bf16 are what convolutions in bf16 make of maps in f32 anyway, so that results are the same to the bit: through the
-/// border of an imported map, runs of several parts, one of them enlarged, and pixels that are multiplied where they lie.
-#[test]
-fn maps_in_bf16_change_nothing() {
-    let x = noise(2 * 3 * 20 * 30, 7);
-    let kernels = |count: usize, seed: u32| noise(count, seed);
-    for (isa, tiles) in kinds(Algorithm::DirectBf16) {
-        let run = |bf16: bool| {
-            let map = |offset: usize, height: usize, width: usize, channels: usize| View {
-                bf16,
-                ..View::dense(offset, height, width, channels)
-            };
-            let mut builder = Builder::for_isa(isa, 2, 2, 40_000);
-            builder.tiles = builder.tiles.filter(|_| tiles);
-            // Two rows and columns of zeros around it.
-            let input = map(0, 24, 34, 3);
-            let (first, second, third) = (map(5000, 10, 15, 38), map(17_000, 10, 15, 9), map(21_000, 5, 8, 22));
-            let out = View::dense(30_000, 10, 15, 7);
-            builder.import(input, (2, 2));
-            let mut add = |(kernel, stride, padding): (usize, usize, usize), inputs: Vec<Part>, output: View, seed| {
-                let window = square(kernel, stride, padding);
-                let count: usize = inputs.iter().map(|part| part.view.channels).sum();
-                let kernels = kernels(count * kernel * kernel * output.channels, seed);
-                builder.convolution(&Convolution {
-                    name: "conv",
-                    window,
-                    groups: 1,
-                    inputs,
-                    output,
-                    residual: None,
-                    act: Act::Silu,
-                    kernels: Kernels::Fixed { kernels: &kernels, bias: &[] },
-                    algorithm: Algorithm::DirectBf16,
-                });
-            };
-            add((6, 2, 0), vec![input.into()], first, 1);
-            add((1, 1, 0), vec![first.into()], second, 2);
-            add((3, 2, 1), vec![first.into()], third, 3);
-            let enlarged = Part { view: third.channels(4, 6), shift: 1 };
-            assert_eq!(enlarged.size(), (10, 16));
-            let wide = map(23_000, 10, 16, 12);
-            add((3, 1, 1), vec![enlarged], wide, 4);
-            add((3, 1, 1), vec![wide.into(), enlarged], View::dense(29_000, 10, 16, 2), 5);
-            add((1, 1, 0), vec![first.into(), second.into()], out, 6);
-            builder.export("a", out);
-            builder.export("b", View::dense(29_000, 10, 16, 2));
-            let program = builder.finish();
-            let (mut a, mut b) = (vec![f32::NAN; 2 * 7 * 150], vec![f32::NAN; 2 * 2 * 160]);
-            let mut session = program.session().unwrap();
-            program.run(&mut session, &[&x], &mut [&mut a, &mut b], RunOptions::default()).unwrap();
-            (a, b)
-        };
-        let (plain, rounded) = (run(false), run(true));
-        assert!(plain.0.iter().chain(&plain.1).all(|v| v.is_finite()));
-        assert_eq!(plain, rounded, "{isa:?}");
-    }
-}
 
 #[test]
 fn direct_convolution_is_its_definition() {

@@ -2,7 +2,7 @@
 
 use super::super::isa::Isa;
 use super::direct::PANEL_VECTORS;
-use super::finish::{Act, put, put_rounded};
+use super::finish::{Act, load_part, load_rounded, put_rounded, store_part};
 
 /// Runs of taps: for each of `rows`, one after the other, runs as long as `lengths` say; pointers of a run lie `stride` apart
 /// from those of the next.
@@ -40,10 +40,14 @@ pub(super) struct Place {
     /// First value; as all pointers to maps that of f32, whatever is there.
     pub(super) out: *mut f32,
     pub(super) pixel: usize,
-    /// Whether the output is in bf16; then there is no residual.
+    /// Whether the output is in bf16.
     pub(super) rounded: bool,
+    /// Null if there is none.
     pub(super) residual: *const f32,
+    /// Bytes from a pixel of it to the next.
     pub(super) residual_pixel: usize,
+    /// Whether it is in bf16.
+    pub(super) residual_rounded: bool,
     pub(super) act: Act,
     /// Channels that there are from the tile's first on.
     pub(super) channels: usize,
@@ -133,7 +137,28 @@ unsafe fn tile<I: Isa, S: Sums, const M: usize, const N: usize>(isa: I, taps: &S
             }
             return;
         }
-        place.act.apply_all(isa, &mut sums);
+        if place.rounded {
+            place.act.apply_near(isa, &mut sums);
+        } else {
+            place.act.apply_all(isa, &mut sums);
+        }
+        if place.residual_rounded && !place.residual.is_null() {
+            for i in 0..M {
+                let residual = place.residual.wrapping_byte_add(i * place.residual_pixel).cast::<u16>();
+                for j in 0..N {
+                    let own = residual.wrapping_add(j * I::LANES);
+                    sums[i][j] = isa.add(sums[i][j], load_rounded(isa, own, place.channels - j * I::LANES));
+                }
+            }
+        } else if !place.residual.is_null() {
+            for i in 0..M {
+                let residual = place.residual.wrapping_byte_add(i * place.residual_pixel);
+                for j in 0..N {
+                    let own = residual.wrapping_add(j * I::LANES);
+                    sums[i][j] = isa.add(sums[i][j], load_part(isa, own, place.channels - j * I::LANES));
+                }
+            }
+        }
         if place.rounded {
             for i in 0..M {
                 let out = place.out.cast::<u16>().wrapping_add(i * place.pixel);
@@ -145,11 +170,8 @@ unsafe fn tile<I: Isa, S: Sums, const M: usize, const N: usize>(isa: I, taps: &S
         }
         for i in 0..M {
             let out = place.out.wrapping_add(i * place.pixel);
-            let residual = place.residual.wrapping_add(i * place.residual_pixel);
             for j in 0..N {
-                let residual =
-                    if place.residual.is_null() { place.residual } else { residual.wrapping_add(j * I::LANES) };
-                put(isa, sums[i][j], residual, out.wrapping_add(j * I::LANES), place.channels - j * I::LANES);
+                store_part(isa, out.wrapping_add(j * I::LANES), sums[i][j], place.channels - j * I::LANES);
             }
         }
     }

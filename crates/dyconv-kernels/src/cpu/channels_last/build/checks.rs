@@ -24,8 +24,7 @@ impl Builder {
         }
     }
 
-    /// Checks the maps of a convolution: in bf16 may be those that one in bf16 reads, and what it writes without a residual; of
-    /// groups none.
+    /// Checks the maps of a convolution: in bf16 may be those of one in bf16, unless it has groups.
     pub(super) fn check_maps(&self, conv: &Convolution<'_>, output: Option<&View>) {
         let rounds = conv.algorithm == Algorithm::DirectBf16 && conv.groups == 1;
         let check = |view: &View, may: bool| if may { self.check_any(view) } else { self.check(view) };
@@ -37,8 +36,11 @@ impl Builder {
                 "a step would write what it reads"
             );
         }
+        if let Some(residual) = &conv.residual {
+            check(residual, rounds);
+        }
         if let Some(output) = output {
-            check(output, rounds && conv.residual.is_none());
+            check(output, rounds);
         }
     }
 }

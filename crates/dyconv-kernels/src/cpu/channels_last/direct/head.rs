@@ -41,6 +41,7 @@ impl HeadConv {
         let pixels = conv.output.height * conv.output.width;
         let block = self.block::<I>();
         let blocks = pixels.div_ceil(block);
+        table.laid_out = None;
         member.share(batch * blocks, |task| {
             let (sample, first) = (task / blocks, task % blocks * block);
             let count = block.min(pixels - first);
