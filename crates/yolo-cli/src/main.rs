@@ -36,8 +36,19 @@ enum Command {
     Val(commands::val::Args),
 }
 
+/// Ends quietly, as other commands do, when nobody reads the output any more (`yolo summary | head`); the standard library has
+/// set the signal to be ignored, after which printing panics.
+#[cfg(unix)]
+fn end_with_the_reader() {
+    let always = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(true));
+    // Without it, all else works.
+    let _ = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always);
+}
+
 fn main() -> ExitCode {
     allocator::keep_pages();
+    #[cfg(unix)]
+    end_with_the_reader();
     let cli = Cli::parse();
     let outcome =
         yolo_core::plan::check_instruction_set().map_err(anyhow::Error::from).and_then(|()| run(&cli.command));

@@ -137,3 +137,20 @@ fn what_cannot_be_is_refused_in_a_sentence() {
     assert!(with(&["--engine", "candle", "--precision", "bf16"]).contains("the candle engine computes in f32"));
     assert!(with(&["--engine", "candle", "--profile"]).contains("plan engine"));
 }
+
+/// `yolo summary | head` and the like.
+#[test]
+#[cfg(unix)]
+fn output_that_nobody_reads_ends_it_quietly() {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_yolo"));
+    let mut child = command
+        .args(["summary", "--cfg", "yolov5n"])
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stderr), "");
+    assert!(!output.status.success());
+}

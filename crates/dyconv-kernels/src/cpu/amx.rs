@@ -43,13 +43,16 @@ mod x86 {
     use super::{Amx, DEPTH, Run, SIDE, Tiles};
 
     impl Amx {
-        /// The token, where CPU and system have it.
+        /// The token, where CPU and system have it and `DYCONV_ISA` asks for no other instruction set.
         pub(in super::super) fn detect() -> Option<Self> {
             static FOUND: OnceLock<bool> = OnceLock::new();
             let found = *FOUND.get_or_init(|| {
                 let features = __cpuid_count(7, 0).edx;
                 let (bf16, tiles) = (features >> 22 & 1, features >> 24 & 1);
-                bf16 == 1 && tiles == 1 && permitted()
+                bf16 == 1
+                    && tiles == 1
+                    && std::env::var_os("DYCONV_ISA").is_none_or(|isa| isa.is_empty())
+                    && permitted()
             });
             found.then_some(Self(()))
         }

@@ -117,6 +117,23 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
             unsafe { *y.add(i) = bf16_bits(values[i]) };
         }
     }
+    /// Rounds [`Isa::LANES`] values of each row of `x` and writes them from `y` on, one of each row in turn.
+    ///
+    /// # Safety
+    /// Three times as many must be writable.
+    #[inline(always)]
+    unsafe fn weave_bf16_at(self, x: [&[f32]; 3], y: *mut u16) {
+        let mut bits = [0; WIDEST];
+        for (row, x) in x.iter().enumerate() {
+            // SAFETY: there are as many places as the widest vector has lanes; the caller proves the room.
+            unsafe {
+                self.store_bf16_at(bits.as_mut_ptr(), self.load(x));
+                for i in 0..Self::LANES {
+                    *y.add(3 * i + row) = bits[i];
+                }
+            }
+        }
+    }
     /// [`Isa::LANES`] values of bf16 from `x` on.
     ///
     /// # Safety

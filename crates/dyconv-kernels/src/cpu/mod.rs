@@ -1,7 +1,8 @@
 //! Kernels on slices of f32, for the CPU that runs them; no tensors here.
 //!
 //! One algorithm a file, generic over the instruction set; the sets are thin files beside it. The set is found at
-//! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has.
+//! run time; the environment variable `DYCONV_ISA` (`avx512`, `avx2`, `neon`, `scalar`) forces one that the CPU has;
+//! `avx512` leaves out tiles (AMX) then.
 
 mod activation;
 mod amx;

@@ -256,6 +256,33 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
     }
 
     #[inline(always)]
+    unsafe fn weave_bf16_at(self, x: [&[f32]; 3], y: *mut u16) {
+        /// Value `i` of row `r` lies at `16 * r + i`.
+        const PLACES: [u16; 64] = {
+            let mut places = [0; 64];
+            let mut at = 0;
+            while at < 48 {
+                places[at] = (at % 3 * 16 + at / 3) as u16;
+                at += 1;
+            }
+            places
+        };
+        assert!(BF16);
+        let [first, second, third] = x.map(|row| self.load(row));
+        // SAFETY: the token proves AVX512-BF16 and AVX-512BW; the caller proves the room; the vectors are as long.
+        unsafe {
+            let rows = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second, first));
+            let row = std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(third));
+            let row = _mm512_castsi256_si512(row);
+            let (low, high) = PLACES.split_at(32);
+            let low = _mm512_permutex2var_epi16(rows, _mm512_loadu_si512(low.as_ptr().cast()), row);
+            let high = _mm512_permutex2var_epi16(rows, _mm512_loadu_si512(high.as_ptr().cast()), row);
+            _mm512_storeu_si512(y.cast(), low);
+            _mm256_storeu_si256(y.add(32).cast(), _mm512_castsi512_si256(high));
+        }
+    }
+
+    #[inline(always)]
     unsafe fn load_bf16_at(self, x: *const u16) -> __m512 {
         // SAFETY: the token proves AVX-512F; the caller proves the values.
         unsafe { _mm512_castsi512_ps(_mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(_mm256_loadu_si256(x.cast())))) }

@@ -24,7 +24,15 @@ const READING: f64 = 20.0;
 
 /// The cheapest of some algorithms.
 pub(super) fn cheapest(place: &Place<'_>, candidates: &[Algorithm]) -> Algorithm {
-    let cost = |algorithm: &Algorithm| relative(place, *algorithm);
+    cheapest_on(multiplies_on_tiles(), place, candidates)
+}
+
+/// The same where convolutions in bf16 go on tiles, or do not.
+fn cheapest_on(tiles: bool, place: &Place<'_>, candidates: &[Algorithm]) -> Algorithm {
+    let cost = |algorithm: &Algorithm| match algorithm {
+        Algorithm::DirectBf16 if tiles => ON_TILES,
+        other => relative(place, *other),
+    };
     let best = candidates.iter().min_by(|a, b| cost(a).total_cmp(&cost(b)));
     best.copied().unwrap_or(Algorithm::Direct)
 }
@@ -35,7 +43,6 @@ fn relative(place: &Place<'_>, algorithm: Algorithm) -> f64 {
     let [bf16, winograd, halving] = row(channels);
     match algorithm {
         Algorithm::Direct | Algorithm::Depthwise => 1.0,
-        Algorithm::DirectBf16 if multiplies_on_tiles() => ON_TILES,
         Algorithm::DirectBf16 => bf16,
         Algorithm::Winograd => {
             // Tiles that reach over the edge are computed whole.
@@ -68,6 +75,16 @@ mod tests {
     use crate::plan::item::Conv;
 
     fn best(channels: (usize, usize), stride: usize, side: usize, candidates: &[Algorithm]) -> Algorithm {
+        best_on(false, channels, stride, side, candidates)
+    }
+
+    fn best_on(
+        tiles: bool,
+        channels: (usize, usize),
+        stride: usize,
+        side: usize,
+        candidates: &[Algorithm],
+    ) -> Algorithm {
         let geometry = ConvGeometry {
             in_channels: channels.0,
             out_channels: channels.1,
@@ -78,7 +95,7 @@ mod tests {
             groups: 1,
         };
         let conv = Conv { geometry, sources: Vec::new(), routing: None, act: Act::Silu, algorithm: Algorithm::Direct };
-        cheapest(&Place { conv: &conv, input: (side, side), output: (side, side) }, candidates)
+        cheapest_on(tiles, &Place { conv: &conv, input: (side, side), output: (side, side) }, candidates)
     }
 
     #[test]
@@ -93,6 +110,7 @@ mod tests {
         assert_eq!(best((128, 128), 1, 20, &bf16), Algorithm::Winograd);
         assert_eq!(best((128, 256), 2, 40, &bf16), Algorithm::DirectBf16);
         assert_eq!(best((128, 128), 1, 10, &bf16), Algorithm::DirectBf16);
+        assert_eq!(best_on(true, (128, 128), 1, 20, &bf16), Algorithm::DirectBf16);
     }
 
     #[test]

@@ -26,16 +26,34 @@ use crate::graph::{Graph, NodeId, Output, Shape};
 use crate::weights::{Expected, Weights};
 use crate::{Error, Outputs, Result};
 
-/// Operations a second that `threads` threads of this machine reach at most, a multiplication with its addition counting two:
-/// measured, on values in registers.
-///
-/// # Errors
-/// Where the system gives no threads.
-pub fn peak_operations_per_second(threads: usize) -> Result<f64> {
-    dyconv_kernels::cpu::channels_last::peak_operations_per_second(threads).map_err(|cause| Error::Argument {
-        argument: "threads",
-        problem: format!("{threads} threads cannot be started: {cause}"),
-    })
+/// Operations a second that some threads of this machine reach at most, a multiplication with its addition counting two.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Peak {
+    /// On vectors, in f32.
+    pub vectors: f64,
+    /// In bf16 on tiles (AMX), where the CPU has them.
+    pub tiles: Option<f64>,
+}
+
+impl Peak {
+    /// Measures it, on values in registers and in the level-1 cache.
+    ///
+    /// # Errors
+    /// Where the system gives no threads.
+    pub fn measure(threads: usize) -> Result<Self> {
+        let vectors = dyconv_kernels::cpu::channels_last::peak_operations_per_second(threads);
+        let tiles = dyconv_kernels::cpu::channels_last::peak_on_tiles(threads);
+        let failed = |cause: std::io::Error| Error::Argument {
+            argument: "threads",
+            problem: format!("{threads} threads cannot be started: {cause}"),
+        };
+        Ok(Self { vectors: vectors.map_err(failed)?, tiles: tiles.map_err(failed)? })
+    }
+
+    /// That of a step.
+    pub fn of(&self, step: &Step) -> f64 {
+        self.tiles.filter(|_| step.on_tiles).unwrap_or(self.vectors)
+    }
 }
 
 /// Checks that the environment variable `DYCONV_ISA`, where it is set, names an instruction set that this CPU has kernels for;
@@ -63,8 +81,9 @@ pub enum Precision {
     /// 32 bits.
     #[default]
     F32,
-    /// bf16, on a CPU that multiplies it: values and kernels are rounded to it where a convolution is computed by its definition.
-    /// In f32 stay Winograd's algorithm, which would lose too much, all that is no convolution, and the maps that such steps read.
+    /// bf16, on a CPU that multiplies it: values and kernels are rounded to it where a convolution is computed by its definition, and
+    /// so are maps that only such convolutions read, add or average. In f32 stay Winograd's algorithm, which would lose too much, all
+    /// that is no convolution, and the maps that such steps read.
     Bf16,
 }
 

@@ -31,7 +31,7 @@ const MAX_PARTS: usize = 8;
 pub enum Algorithm {
     /// As its definition says.
     Direct,
-    /// The same with values and kernels rounded to bf16, summed in f32. Maps stay in f32.
+    /// The same with values and kernels rounded to bf16, summed in f32.
     DirectBf16,
     /// F(4x4, 3x3); kernels of 3x3 and stride 1 in one group only, or stride 2 where they are fixed.
     Winograd,
@@ -55,6 +55,9 @@ impl Algorithm {
         matches!(self, Self::Direct | Self::DirectBf16)
     }
 }
+
+/// What a profile calls the direct algorithm in bf16 on tiles.
+const ON_TILES: &str = "tiles bf16";
 
 /// Whether the CPU multiplies bf16 faster than f32: what else computes it does so only to compare.
 pub fn multiplies_bf16() -> bool {
@@ -246,8 +249,12 @@ impl Builder {
         output: Option<View>,
         action: Action,
     ) {
+        let on_tiles = match &action {
+            Action::Direct(conv, _) | Action::Head { head: HeadConv { conv, .. }, .. } => conv.on_tiles(),
+            _ => false,
+        };
         self.actions.push(action);
-        self.steps.push(Step { name: name.into(), kernel, operations, inputs, output });
+        self.steps.push(Step { name: name.into(), kernel, operations, on_tiles, inputs, output });
     }
 
     /// Copies a map from outside into the middle of `view`, with `border` rows above and below and columns left and right.
@@ -465,7 +472,8 @@ impl Job for AddConvolution<'_, '_> {
                 // Beside the map a whole row of the window may be missing.
                 builder.zeros = builder.zeros.max(conv.in_channels() * window.kernel.1);
                 let direct = direct::<I>(conv, (output, residual), &packer);
-                (Action::Direct(direct, kernel), conv.algorithm.name())
+                let tiles = direct.on_tiles();
+                (Action::Direct(direct, kernel), if tiles { ON_TILES } else { conv.algorithm.name() })
             }
             Algorithm::Winograd => {
                 let mut winograd = Winograd {
@@ -520,9 +528,9 @@ impl Job for AddHead<'_, '_> {
         let head = HeadConv { conv: direct::<I>(conv, (view, None), &packer), decode };
         builder.own = builder.own.max(whole_lines(head.scratch::<I>()) + 2 * LINE);
         let operations = conv.operations() * builder.batch as f64;
+        let kind = if head.conv.on_tiles() { ON_TILES } else { conv.algorithm.name() };
         let action = Action::Head { output, head, kernel };
-        let kernel_name = format!("{} + decode", conv.algorithm.name());
-        builder.push(conv.name, kernel_name, operations, conv.inputs.clone(), None, action);
+        builder.push(conv.name, format!("{kind} + decode"), operations, conv.inputs.clone(), None, action);
     }
 }
 

@@ -80,10 +80,20 @@ impl Import {
         }
         let Some(y) = inside else { return };
         let line = line.wrapping_add(self.border.1 * pixel);
+        let mut done = 0;
+        if (channels, pixel) == (3, 3) {
+            let start = sample * 3 * rows * columns + y * columns;
+            while done + I::LANES <= columns {
+                let row = |channel: usize| &map[start + channel * rows * columns + done..];
+                // SAFETY: the view has a place for each channel of each pixel.
+                unsafe { isa.weave_bf16_at([row(0), row(1), row(2)], line.add(3 * done)) };
+                done += I::LANES;
+            }
+        }
         let mut bits = [0; WIDEST];
         for channel in 0..channels {
             let row = &map[((sample * channels + channel) * rows + y) * columns..][..columns];
-            for first in (0..columns).step_by(I::LANES) {
+            for first in (done..columns).step_by(I::LANES) {
                 let count = (columns - first).min(I::LANES);
                 // SAFETY: there are as many places as the widest vector has lanes; the view has a place for each channel of each pixel.
                 unsafe {
@@ -222,7 +232,11 @@ impl Decode {
             isa.store(&mut row[at..], Act::Sigmoid.apply(isa, isa.load(&from[at..])));
             at += I::LANES;
         }
-        if at < classes {
+        if at < classes && classes >= I::LANES {
+            // The last vector overlaps the one before.
+            let at = classes - I::LANES;
+            isa.store(&mut row[at..], Act::Sigmoid.apply(isa, isa.load(&from[at..])));
+        } else if at < classes {
             let mut values = [0.0; 16];
             values[..classes - at].copy_from_slice(&from[at..classes]);
             let result = Act::Sigmoid.apply(isa, isa.load(&values));

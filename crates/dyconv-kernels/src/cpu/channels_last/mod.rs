@@ -33,6 +33,6 @@ pub use direct::Window;
 pub use finish::Act;
 pub use memory::{Part, View};
 pub use mixing::Router;
-pub use peak::peak_operations_per_second;
+pub use peak::{peak_on_tiles, peak_operations_per_second};
 pub use pool::Pool;
 pub use program::{MAX_OUTPUTS, Program, RunOptions, Session, Step};

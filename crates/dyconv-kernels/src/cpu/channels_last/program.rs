@@ -65,6 +65,8 @@ pub struct Step {
     /// Operations for the whole batch, a multiplication with its addition counting two; of a direct convolution where another
     /// algorithm takes fewer.
     pub operations: f64,
+    /// Whether it multiplies bf16 on tiles.
+    pub on_tiles: bool,
     /// Where it reads.
     pub inputs: Vec<Part>,
     /// Where it writes; nothing where that is outside of the program's memory.

@@ -2,7 +2,7 @@
 
 use std::time::Instant;
 
-use yolo_core::plan::peak_operations_per_second;
+use yolo_core::plan::Peak;
 use yolo_core::{Plan, PlanSession};
 
 /// Runs that a step's time is the median of.
@@ -15,8 +15,11 @@ pub(super) fn print(plan: &Plan, session: &mut PlanSession, input: &[f32]) -> an
         plan.profile(session, input)?;
         runs.push(session.times().to_vec());
     }
-    let peak = peak_operations_per_second(plan.threads())?;
-    println!("\npeak of {} threads: {:.1} GFLOP/s, measured", plan.threads(), peak / 1e9);
+    let peak = Peak::measure(plan.threads())?;
+    let on_tiles = plan.steps().iter().any(|step| step.on_tiles);
+    let tiles = peak.tiles.filter(|_| on_tiles).map(|tiles| format!(", {:.1} on tiles", tiles / 1e9));
+    let tiles = tiles.unwrap_or_default();
+    println!("\npeak of {} threads: {:.1} GFLOP/s{tiles}, measured", plan.threads(), peak.vectors / 1e9);
     println!(
         "{:<36} {:<26} {:>14} {:>9} {:>7} {:>8} {:>6}",
         "step", "kernel", "result", "ms", "share", "GFLOP/s", "peak"
@@ -34,7 +37,7 @@ pub(super) fn print(plan: &Plan, session: &mut PlanSession, input: &[f32]) -> an
         print!("{:<36} {:<26} {result:>14} {ms:>9.3} {share:>6.1}%", shortened(&step.name), step.kernel);
         if step.operations > 0.0 {
             let speed = step.operations / ms / 1e6;
-            print!(" {speed:>8.1} {:>5.0}%", 100.0 * speed * 1e9 / peak);
+            print!(" {speed:>8.1} {:>5.0}%", 100.0 * speed * 1e9 / peak.of(step));
         }
         println!();
     }

@@ -7,7 +7,7 @@ use super::super::super::isa::Isa;
 use super::super::memory::View;
 use super::super::tile::{Sums, tile_of};
 use super::band::{Band, Runs};
-use super::{Direct, Job, PANEL_VECTORS, Table};
+use super::{Direct, Job, PANEL_VECTORS, Reads, Table};
 
 /// Values of a band, about: an eighth of a level-2 cache of 2 MiB; or half of it, where kernels are more than stay there.
 const BAND: usize = 128 * 1024;
@@ -44,6 +44,10 @@ struct Waiting {
 }
 
 impl Direct {
+    pub(in super::super) fn on_tiles(&self) -> bool {
+        matches!(self.reads, Reads::Tiles(_))
+    }
+
     /// Whether the map can be multiplied where it lies.
     fn in_place(&self) -> bool {
         let plain = self.window.kernel == (1, 1) && self.window.stride == (1, 1) && self.window.padding == (0, 0);
