@@ -49,7 +49,9 @@ fn in_bf16(conv: &Conv) -> bool {
 fn may_round(item: &Item, channels: &impl Fn(NodeId) -> usize) -> bool {
     match &item.kind {
         Kind::Input => true,
-        Kind::Conv(conv) => in_bf16(conv) && item.outputs.iter().rev().skip(1).all(|value| channels(*value) % 2 == 0),
+        Kind::Conv(conv) => {
+            in_bf16(conv) && item.outputs.iter().rev().skip(1).all(|value| channels(*value).is_multiple_of(2))
+        }
         _ => false,
     }
 }

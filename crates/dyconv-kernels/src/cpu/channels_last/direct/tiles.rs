@@ -223,6 +223,7 @@ impl Job<'_> {
         for ky in 0..window.kernel.0 {
             for kx in 0..runs.columns(window) {
                 let tap = band.tap(window, (ky, kx));
+                debug_assert!((tap + from + 2 * SIDE) * band.pixel + DEPTH <= 2 * table.rows.len());
                 table.runs.push(run(start.wrapping_add(tap * band.pixel), band.pixel, runs.steps()));
             }
         }
