@@ -142,8 +142,15 @@ fn cached(entry: &Entry, manifest: &Manifest) -> anyhow::Result<PathBuf> {
         .suffix(".pt")
         .tempfile_in(&folder)
         .map_err(|error| unwritable(&folder, &error))?;
-    let advice =
-        || format!("cannot fetch {} (download {url} yourself and put it at {})", entry.name, by_hand.display());
+    let advice = || {
+        let built_in: Vec<_> = built_in::NETWORKS.iter().map(|network| network.name).collect();
+        format!(
+            "cannot fetch {} (download {url} yourself and put it at {}; built in are {})",
+            entry.name,
+            by_hand.display(),
+            built_in.join(", ")
+        )
+    };
     eprintln!("fetching {url} ({})", manifest.licence);
     let (size, sum) = fetch(&url, download.as_file_mut()).with_context(advice)?;
     verify(entry, size, &sum).with_context(advice)?;

@@ -47,9 +47,12 @@ fn end_with_the_reader() {
 
 fn main() -> ExitCode {
     allocator::keep_pages();
-    #[cfg(unix)]
-    end_with_the_reader();
     let cli = Cli::parse();
+    // `predict` finishes what it has begun, and tells by its status.
+    #[cfg(unix)]
+    if !matches!(cli.command, Command::Predict(_)) {
+        end_with_the_reader();
+    }
     let outcome =
         yolo_core::plan::check_instruction_set().map_err(anyhow::Error::from).and_then(|()| run(&cli.command));
     outcome.unwrap_or_else(|error| {

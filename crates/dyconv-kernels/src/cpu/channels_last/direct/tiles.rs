@@ -115,7 +115,10 @@ impl Job<'_> {
         };
         let pixels = conv.output.height * width;
         let mut tiles = runs.amx.begin(runs.depth);
-        let mut waiting = Waiting { sums: table.tiles.as_ptr(), segments: NONE, panel: 0, done: 0 };
+        let sums = table.tiles.as_mut_ptr();
+        // In turn: those of one place wait while the other's are written.
+        let sums = [sums, sums.wrapping_add(4 * SIDE * SIDE)];
+        let mut waiting = Waiting { sums: sums[0], segments: NONE, panel: 0, done: 0 };
         let mut at = start;
         while at < end {
             let two = end - at > SIDE && (!in_place || pixels >= 2 * SIDE);
@@ -139,7 +142,7 @@ impl Job<'_> {
                 };
                 at += length;
             }
-            self.panels_of_tiles(isa, (&mut tiles, rows, runs.depth), segments, &mut waiting, table);
+            self.panels_of_tiles(isa, (&mut tiles, rows, runs.depth), &table.runs, (segments, &sums), &mut waiting);
             at = from + rows;
         }
         while self.finish_tiles(isa, &mut waiting) {}
@@ -151,18 +154,17 @@ impl Job<'_> {
         &self,
         isa: I,
         (tiles, rows, depth): (&mut Tiles, usize, usize),
-        segments: Segments,
+        runs: &[Run],
+        (segments, places): (Segments, &[*mut f32; 2]),
         waiting: &mut Waiting,
-        table: &mut Table,
     ) {
         let packing = &self.conv.packing;
-        let (first, second) = table.tiles.values_mut().split_at_mut(4 * SIDE * SIDE);
         for panel in self.panels.0..self.panels.1 {
             let vectors = packing.vectors(panel);
             let size = (rows / SIDE, vectors);
             let mut weights = self.weights.wrapping_add(packing.panel(panel));
             tiles.clear();
-            for run in &table.runs {
+            for run in runs {
                 let mut left = *run;
                 while left.steps > 0 {
                     let portion = Run { steps: left.steps.min(PORTION), ..left };
@@ -175,8 +177,8 @@ impl Job<'_> {
                 }
             }
             while self.finish_tiles(isa, waiting) {}
-            let sums = if waiting.sums == first.as_ptr() { second.as_mut_ptr() } else { first.as_mut_ptr() };
-            // SAFETY: each half has room for four tiles.
+            let sums = if waiting.sums == places[0] { places[1] } else { places[0] };
+            // SAFETY: each place has room for four tiles.
             unsafe { tiles.store(size, sums) };
             *waiting = Waiting { sums, segments, panel, done: 0 };
         }
