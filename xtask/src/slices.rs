@@ -19,6 +19,7 @@ publish = false
 [workspace]
 
 [dependencies]
+libc = "0.2"
 memmap2 = "0.9"
 rayon = "1"
 

@@ -125,6 +125,7 @@ impl Job<'_> {
             let rows = if two { 2 * SIDE } else { SIDE };
             // The last tile may begin before its first pixel, lest it reads beyond the map.
             let from = if in_place { at.min(pixels - rows) } else { at };
+            debug_assert!(!in_place || from + rows <= pixels, "a tile beyond the map");
             self.point_tiles(runs, in_place, &band, from, table);
             let mut segments = NONE;
             let last = end.min(from + rows);
