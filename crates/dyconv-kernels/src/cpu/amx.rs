@@ -97,26 +97,33 @@ mod x86 {
         unsafe { libc::syscall(libc::SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0 }
     }
 
-    /// A block of assembly by how many tiles of pixels and of output channels there are.
+    /// A block of assembly by how many tiles of pixels and of output channels there are: `$macro!($args, bytes of a row of both, lines
+    /// for the second tile of channels, for that of pixels, for both of them)`.
     macro_rules! by_size {
-        ($size:expr, $one:expr, $wide:expr, $high:expr, $four:expr) => {
+        ($size:expr, $macro:ident, $args:tt, $wide:tt, $high:tt, $both:tt) => {
             match $size {
-                (1, 1) => $one,
-                (1, _) => $wide,
-                (_, 1) => $high,
-                _ => $four,
+                (1, 1) => $macro!($args, 64, [], [], []),
+                (1, _) => $macro!($args, 128, $wide, [], []),
+                (_, 1) => $macro!($args, 64, [], $high, []),
+                _ => $macro!($args, 128, $wide, $high, $both),
             }
         };
     }
 
     /// Products of all steps of a run, added to the sums.
     macro_rules! add {
-        ($run:ident, $weights:ident, $row:literal, $step:literal) => {
+        (($run:ident, $weights:ident), $row:literal, [$($wide:literal),*], [$($high:literal),*], [$($both:literal),*]) => {
             asm!(
                 "2:",
-                $step,
+                "tileloadd tmm6, [{b} + {row}*1]",
+                "tileloadd tmm4, [{a0} + {pixel}*1]",
+                "tdpbf16ps tmm0, tmm4, tmm6",
+                $($wide,)*
+                $($high,)*
+                $($both,)*
                 "add {a0}, 64",
                 "add {a1}, 64",
+                "add {b}, {rows}",
                 "dec {steps}",
                 "jnz 2b",
                 a0 = inout(reg) $run.pixels[0] => _,
@@ -125,7 +132,25 @@ mod x86 {
                 steps = inout(reg) $run.steps => _,
                 b = inout(reg) $weights => _,
                 row = in(reg) $row as usize,
+                rows = const SIDE * $row,
                 options(nostack, readonly),
+            )
+        };
+    }
+
+    /// Sums to memory; the second tile of pixels lies [`SIDE`] rows behind the first.
+    macro_rules! store {
+        (($out:ident), $row:literal, [$($wide:literal),*], [$($high:literal),*], [$($both:literal),*]) => {
+            asm!(
+                "tilestored [{out} + {row}*1], tmm0",
+                $($wide,)*
+                "add {out}, {rows}",
+                $($high,)*
+                $($both,)*
+                out = inout(reg) $out => _,
+                row = in(reg) $row as usize,
+                rows = const SIDE * $row,
+                options(nostack),
             )
         };
     }
@@ -159,51 +184,11 @@ mod x86 {
             unsafe {
                 by_size!(
                     size,
-                    add!(
-                        run,
-                        weights,
-                        64,
-                        "tileloadd tmm6, [{b} + {row}*1]
-                         tileloadd tmm4, [{a0} + {pixel}*1]
-                         tdpbf16ps tmm0, tmm4, tmm6
-                         add {b}, 1024"
-                    ),
-                    add!(
-                        run,
-                        weights,
-                        128,
-                        "tileloadd tmm6, [{b} + {row}*1]
-                         tileloadd tmm4, [{a0} + {pixel}*1]
-                         tdpbf16ps tmm0, tmm4, tmm6
-                         tileloadd tmm7, [{b} + {row}*1 + 64]
-                         tdpbf16ps tmm1, tmm4, tmm7
-                         add {b}, 2048"
-                    ),
-                    add!(
-                        run,
-                        weights,
-                        64,
-                        "tileloadd tmm6, [{b} + {row}*1]
-                         tileloadd tmm4, [{a0} + {pixel}*1]
-                         tdpbf16ps tmm0, tmm4, tmm6
-                         tileloadd tmm5, [{a1} + {pixel}*1]
-                         tdpbf16ps tmm2, tmm5, tmm6
-                         add {b}, 1024"
-                    ),
-                    add!(
-                        run,
-                        weights,
-                        128,
-                        "tileloadd tmm6, [{b} + {row}*1]
-                         tileloadd tmm4, [{a0} + {pixel}*1]
-                         tdpbf16ps tmm0, tmm4, tmm6
-                         tileloadd tmm7, [{b} + {row}*1 + 64]
-                         tdpbf16ps tmm1, tmm4, tmm7
-                         tileloadd tmm5, [{a1} + {pixel}*1]
-                         tdpbf16ps tmm2, tmm5, tmm6
-                         tdpbf16ps tmm3, tmm5, tmm7
-                         add {b}, 2048"
-                    )
+                    add,
+                    (run, weights),
+                    ["tileloadd tmm7, [{b} + {row}*1 + 64]", "tdpbf16ps tmm1, tmm4, tmm7"],
+                    ["tileloadd tmm5, [{a1} + {pixel}*1]", "tdpbf16ps tmm2, tmm5, tmm6"],
+                    ["tdpbf16ps tmm3, tmm5, tmm7"]
                 );
             }
         }
@@ -213,33 +198,15 @@ mod x86 {
         /// # Safety
         /// `out` must be writable.
         pub(in super::super) unsafe fn store(&mut self, size: (usize, usize), out: *mut f32) {
-            macro_rules! store {
-                ($row:literal, $store:literal) => {
-                    asm!($store, out = in(reg) out, row = in(reg) $row as usize, options(nostack, preserves_flags))
-                };
-            }
             // SAFETY: the caller proves the room; the sums are in the registers.
             unsafe {
                 by_size!(
                     size,
-                    store!(64, "tilestored [{out} + {row}*1], tmm0"),
-                    store!(
-                        128,
-                        "tilestored [{out} + {row}*1], tmm0
-                         tilestored [{out} + {row}*1 + 64], tmm1"
-                    ),
-                    store!(
-                        64,
-                        "tilestored [{out} + {row}*1], tmm0
-                         tilestored [{out} + {row}*1 + 1024], tmm2"
-                    ),
-                    store!(
-                        128,
-                        "tilestored [{out} + {row}*1], tmm0
-                         tilestored [{out} + {row}*1 + 64], tmm1
-                         tilestored [{out} + {row}*1 + 2048], tmm2
-                         tilestored [{out} + {row}*1 + 2112], tmm3"
-                    )
+                    store,
+                    (out),
+                    ["tilestored [{out} + {row}*1 + 64], tmm1"],
+                    ["tilestored [{out} + {row}*1], tmm2"],
+                    ["tilestored [{out} + {row}*1 + 64], tmm3"]
                 );
             }
         }

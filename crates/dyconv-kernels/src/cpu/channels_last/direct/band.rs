@@ -234,53 +234,29 @@ impl Job<'_> {
         let Window { kernel, stride, padding, dilation } = conv.window;
         let (_, width) = conv.inputs[0].size();
         let span = (kernel.1 - 1) * dilation.1;
-        let [part] = conv.inputs.as_slice() else {
-            // SAFETY: as of this function.
-            return unsafe { self.unfold_parts(isa, runs, y, to) };
+        let channels = runs.len / kernel.1;
+        // Where a row of the window is one piece of the map.
+        let whole = match conv.inputs.as_slice() {
+            [Part { view, shift: 0 }] if dilation.1 == 1 && view.pixel == view.channels => Some(view),
+            _ => None,
         };
-        let view = &part.view;
-        let line = self.line(view, y >> part.shift);
-        let step = view.pixel * view.value();
-        let whole = dilation.1 == 1 && part.shift == 0 && view.pixel == view.channels;
         for column in 0..conv.output.width {
             let to = to.wrapping_add(column * runs.padded);
             let x = column * stride.1;
             // SAFETY: the row has a place for each run; what is read lies on the map.
             unsafe {
-                if whole && x >= padding.1 && x + span < width + padding.1 {
+                if let Some(view) = whole
+                    && x >= padding.1
+                    && x + span < width + padding.1
+                {
                     clear(to.wrapping_add(runs.padded - DEPTH));
-                    values(isa, view, line.wrapping_byte_add((x - padding.1) * step), to, runs.len);
+                    let from = self.line(view, y).wrapping_byte_add((x - padding.1) * view.pixel * view.value());
+                    values(isa, view, from, to, runs.len);
                     continue;
                 }
                 to.write_bytes(0, runs.padded);
                 for kx in 0..kernel.1 {
-                    let x = (x + kx * dilation.1).checked_sub(padding.1).filter(|x| *x < width);
-                    if let Some(x) = x {
-                        let from = line.wrapping_byte_add((x >> part.shift) * step);
-                        values(isa, view, from, to.wrapping_add(kx * view.channels), view.channels);
-                    }
-                }
-            }
-        }
-    }
-
-    /// The same of several parts.
-    ///
-    /// # Safety
-    /// As of [`Job::unfold_row`].
-    unsafe fn unfold_parts<I: Isa>(&self, isa: I, runs: &Runs, y: usize, to: *mut u16) {
-        let conv = self.conv;
-        let Window { kernel, stride, padding, dilation } = conv.window;
-        let (_, width) = conv.inputs[0].size();
-        let channels = runs.len / kernel.1;
-        for column in 0..conv.output.width {
-            let to = to.wrapping_add(column * runs.padded);
-            // SAFETY: the row has a place for each run; what is read lies on the map.
-            unsafe {
-                to.write_bytes(0, runs.padded);
-                for kx in 0..kernel.1 {
-                    let x = (column * stride.1 + kx * dilation.1).checked_sub(padding.1).filter(|x| *x < width);
-                    let Some(x) = x else { continue };
+                    let Some(x) = (x + kx * dilation.1).checked_sub(padding.1).filter(|x| *x < width) else { continue };
                     let mut done = kx * channels;
                     for part in &conv.inputs {
                         let view = &part.view;
