@@ -10,16 +10,19 @@ use std::mem::MaybeUninit;
 use rayon::prelude::*;
 
 use super::isa::{Isa, copy};
+use super::own;
 use super::pack::{self, Packing};
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
-use super::tile::{self, MAX_COLUMNS, MAX_ROWS, Offsets, TILE_VECTORS};
+use super::tile::{self, MAX_VALUES, Offsets};
 use super::{ConvShape, Epilogue, Kernels, activation, route, with_kept};
 
 /// Taps of a chunk, about: a tile's pixels then stay in a level-1 cache, and few chunks add to the output.
 const CHUNK_TAPS: usize = 576;
 /// Values of the planes of a task, about: a quarter of a level-2 cache of 512 KiB.
 const PLANE_VALUES: usize = 32 * 1024;
+/// Values of a cache line.
+const LINE: usize = 16;
 /// Channels that the copies of maps look ahead.
 const AHEAD: usize = 2;
 /// Values of mixed kernels that exist at a time, about.
@@ -50,6 +53,9 @@ pub(super) fn conv2d<I: Isa>(
     y: &mut [MaybeUninit<f32>],
     shape: &ConvShape,
 ) {
+    if let Some(division) = own::division::<I>(kernels, shape) {
+        return own::conv2d(isa, x, kernels, epilogue, y, (shape, division));
+    }
     let packing = packing::<I>(shape);
     let set = packing.block_len() * packing.blocks() * shape.config.groups;
     match *kernels {
@@ -95,7 +101,7 @@ pub(super) fn conv2d<I: Isa>(
 
 /// The epilogue's summands of the samples whose outputs begin with channel `first` of all; those of all samples, if they share
 /// them.
-fn shift_from<'a>(epilogue: &Epilogue<'a>, first: usize, shape: &ConvShape) -> &'a [f32] {
+pub(super) fn shift_from<'a>(epilogue: &Epilogue<'a>, first: usize, shape: &ConvShape) -> &'a [f32] {
     if epilogue.shift.len() == shape.out_channels {
         epilogue.shift
     } else {
@@ -172,13 +178,13 @@ fn convolve<I: Isa>(
     let maps = shape.batch * groups;
     let threads = rayon::current_num_threads();
     let chunk = chunk_channels::<I>(shape);
-    // Pieces of whole rows; where a map is one long row, of whole tiles.
+    // Pieces of whole rows; where a map is one long row, of whole vectors.
     let single = shape.output.0 == 1;
-    let tile = TILE_VECTORS * I::LANES;
-    let (units, unit) = if single { (shape.output.1.div_ceil(tile), tile) } else { (shape.output.0, 1) };
+    let (units, unit) = if single { (shape.output.1.div_ceil(I::LANES), I::LANES) } else { (shape.output.0, 1) };
     let everything = Piece { rows: (0, shape.output.0), columns: (0, shape.output.1) };
     let values = Planes::new(shape, everything).channel_len() * chunk;
-    let wanted = values.div_ceil(PLANE_VALUES).max(threads.div_ceil(maps));
+    // What is read where it lies takes no room.
+    let wanted = if in_place(shape) { 1 } else { values.div_ceil(PLANE_VALUES) }.max(threads.div_ceil(maps));
     let wanted = if maps.is_multiple_of(threads) { wanted } else { wanted.next_multiple_of(threads) }.min(units);
     let step = units.div_ceil(wanted) * unit;
     let pieces = (units * unit).div_ceil(step);
@@ -195,29 +201,25 @@ fn convolve<I: Isa>(
         };
         let per_group = packing.block_len() * packing.blocks();
         let share = packing.blocks().div_ceil(parts);
+        let blocks = (part * share, ((part + 1) * share).min(packing.blocks()));
         let job = Job {
             shape,
             packing,
             maps: &x[(sample * groups + group) * (x.len() / maps)..][..x.len() / maps],
-            packed: &packed[sample * set + group * per_group..][..per_group],
+            packed: &packed[sample * set + group * per_group..][..per_group][blocks.0 * packing.block_len()..],
             epilogue,
             sample,
             group,
             piece,
-            blocks: (part * share, ((part + 1) * share).min(packing.blocks())),
+            blocks,
             chunk,
         };
-        SCRATCH.with_borrow_mut(|scratch| {
-            isa.run(
-                #[inline(always)]
-                || job.run(isa, scratch, &out),
-            );
-        });
+        job.go(isa, &out);
     });
 }
 
 /// A 1x1 convolution without padding sees no rows: its maps are one long row each.
-fn flattened(shape: &ConvShape) -> ConvShape {
+pub(super) fn flattened(shape: &ConvShape) -> ConvShape {
     let config = &shape.config;
     if config.kernel == (1, 1) && config.stride == (1, 1) && config.padding == (0, 0) {
         let pixels = shape.output.0 * shape.output.1;
@@ -229,7 +231,7 @@ fn flattened(shape: &ConvShape) -> ConvShape {
 
 /// Whether tiles read the maps where they are: those of 1x1 convolutions, unless the channels of a tile lie so that they fall
 /// into few of the sets of a level-1 cache.
-fn in_place(shape: &ConvShape) -> bool {
+pub(super) fn in_place(shape: &ConvShape) -> bool {
     /// Bytes of a level-1 cache that have a set of their own.
     const SETS: usize = 4096;
     const LINE: usize = 64;
@@ -241,7 +243,7 @@ fn in_place(shape: &ConvShape) -> bool {
 }
 
 /// Channels of a chunk: so many that its taps are whole vectors of the packed form.
-fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
+pub(super) fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
     let window = shape.config.kernel.0 * shape.config.kernel.1;
     let mut unit = 1;
     while !(unit * window).is_multiple_of(I::LANES) {
@@ -252,29 +254,39 @@ fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
 }
 
 /// One thread's piece: some pixels of some output channels of a group.
-struct Job<'a> {
-    shape: &'a ConvShape,
-    packing: Packing,
+pub(super) struct Job<'a> {
+    pub(super) shape: &'a ConvShape,
+    pub(super) packing: Packing,
     /// The group's channels of the sample.
-    maps: &'a [f32],
-    /// The group's kernels.
-    packed: &'a [f32],
-    epilogue: &'a Epilogue<'a>,
-    sample: usize,
-    group: usize,
-    piece: Piece,
+    pub(super) maps: &'a [f32],
+    /// Kernels of the blocks.
+    pub(super) packed: &'a [f32],
+    pub(super) epilogue: &'a Epilogue<'a>,
+    pub(super) sample: usize,
+    pub(super) group: usize,
+    pub(super) piece: Piece,
     /// Blocks of rows, first and one past the last.
-    blocks: (usize, usize),
+    pub(super) blocks: (usize, usize),
     /// Channels of a chunk.
-    chunk: usize,
+    pub(super) chunk: usize,
 }
 
 impl Job<'_> {
+    /// Does it.
+    pub(super) fn go<I: Isa>(&self, isa: I, out: &Shared<'_>) {
+        SCRATCH.with_borrow_mut(|scratch| {
+            isa.run(
+                #[inline(always)]
+                || self.run(isa, scratch, out),
+            );
+        });
+    }
+
     #[inline(always)]
     fn run<I: Isa>(&self, isa: I, scratch: &mut Scratch, out: &Shared<'_>) {
         let shape = self.shape;
         let planes = Planes::new(shape, self.piece);
-        let columns = TILE_VECTORS * I::LANES;
+        let columns = I::PRODUCT.1 * I::LANES;
         let numbers = planes.numbers();
         let window = shape.config.kernel.0 * shape.config.kernel.1;
         let map = shape.input.0 * shape.input.1;
@@ -293,7 +305,7 @@ impl Job<'_> {
             }
             planes.offsets(shape, self.chunk, offsets);
         }
-        let mut sums = [0.0; MAX_ROWS * MAX_COLUMNS];
+        let mut sums = [0.0; MAX_VALUES];
         for first in (0..channels).step_by(self.chunk) {
             let count = self.chunk.min(channels - first);
             let maps = &self.maps[first * map..(first + count) * map];
@@ -323,12 +335,14 @@ impl Job<'_> {
                         // The next tile's lines, a few at a time.
                         let from = (block - self.blocks.0) * share;
                         for channel in from..(from + share).min(count) {
-                            isa.prefetch(
-                                &maps[(channel * map + self.piece.columns.0 + number + columns).min(maps.len() - 1)..],
-                            );
+                            let next = channel * map + self.piece.columns.0 + number + columns;
+                            for line in (0..columns).step_by(LINE) {
+                                isa.prefetch(&maps[(next + line).min(maps.len() - 1)..]);
+                            }
                         }
                     }
-                    let packed = &self.packed[block * self.packing.block_len()..][..self.packing.block_len()];
+                    let packed =
+                        &self.packed[(block - self.blocks.0) * self.packing.block_len()..][..self.packing.block_len()];
                     let packed = self.packing.since(packed, first * window);
                     tile::product(isa, (self.packing.height, vectors), packed, &taps, pixels, &mut sums);
                     self.write(&step, runs, block, &sums, out);
@@ -346,7 +360,7 @@ impl Job<'_> {
         for (channel, (own, copy)) in maps.chunks_exact(map).zip(copies).enumerate() {
             // Each channel is a new place in memory, which the processor would not foresee.
             if let Some(later) = maps.get((channel + AHEAD) * map..(channel + AHEAD + 1) * map) {
-                later[area.clone()].chunks(16).for_each(|line| isa.prefetch(line));
+                later[area.clone()].chunks(LINE).for_each(|line| isa.prefetch(line));
             }
             planes.fill(isa, self.shape, own, copy);
         }
@@ -374,7 +388,7 @@ impl Job<'_> {
     /// Writes or adds a tile's rows, without the numbers that belong to no output.
     #[inline(always)]
     fn write<I: Isa>(&self, step: &Step<I>, runs: &[Run], block: usize, sums: &tile::Sums, out: &Shared<'_>) {
-        let columns = TILE_VECTORS * I::LANES;
+        let columns = I::PRODUCT.1 * I::LANES;
         let first = block * self.packing.height;
         let height = self.packing.height.min(self.packing.rows - first);
         let plane = self.shape.output.0 * self.shape.output.1;

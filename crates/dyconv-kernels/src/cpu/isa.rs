@@ -10,6 +10,8 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     /// Rows of the register tile of the matrix product: with two vectors a row, accumulators fill the registers but for
     /// the two vectors of the right side and a broadcast value of the left.
     const TILE_ROWS: usize;
+    /// Rows and vectors a row of the register tile of [`super::conv`].
+    const PRODUCT: (usize, usize) = (Self::TILE_ROWS, 2);
     /// A vector.
     type F32: Copy;
     /// The same set with what it has for bf16, of vectors as long.

@@ -21,6 +21,7 @@ mod kernel_gradient;
 mod mix;
 #[cfg(target_arch = "aarch64")]
 mod neon;
+mod own;
 mod pack;
 mod phases;
 mod planes;

@@ -25,7 +25,7 @@ impl Packing {
     /// For groups of `rows` output channels that depend on `taps` inputs each.
     pub(super) fn new<I: Isa>(rows: usize, taps: usize) -> Self {
         // Blocks of equal height waste least.
-        let height = rows.div_ceil(rows.div_ceil(I::TILE_ROWS).max(1)).max(1);
+        let height = rows.div_ceil(rows.div_ceil(I::PRODUCT.0).max(1)).max(1);
         Self { rows, taps, height, lanes: I::LANES }
     }
 

@@ -57,6 +57,25 @@ pub(super) fn by_router<I: Isa>(isa: I, x: &[f32], router: &Router<'_>, r: &mut 
     route(isa, x, weight, bias, routing, r, weight.len() / bias.len());
 }
 
+/// Routing weights of one sample's maps, on this thread.
+pub(super) fn alone<I: Isa>(isa: I, x: &[f32], router: &Router<'_>, r: &mut [f32]) {
+    let channels = router.weight.len() / router.bias.len();
+    let pixels = x.len() / channels;
+    with_kept(&AVERAGES, |averages| {
+        averages.resize(channels.max(averages.len()), 0.0);
+        let averages = &mut averages[..channels];
+        isa.run(
+            #[inline(always)]
+            || {
+                for (average, map) in averages.iter_mut().zip(x.chunks_exact(pixels)) {
+                    *average = sum(isa, map) / pixels as f32;
+                }
+                weights(isa, averages, router, r);
+            },
+        );
+    });
+}
+
 /// Routing weights of a sample's averages.
 #[inline(always)]
 pub(super) fn weights<I: Isa>(isa: I, averages: &[f32], router: &Router<'_>, r: &mut [f32]) {

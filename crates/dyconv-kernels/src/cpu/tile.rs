@@ -1,16 +1,12 @@
 //! The register tile: some rows of packed kernels times some vectors of pixels.
 
-use super::isa::Isa;
+use super::isa::{Isa, WIDEST};
 
-/// Vectors of pixels in a register tile.
-pub(super) const TILE_VECTORS: usize = 2;
-/// The most rows and columns of a register tile on any instruction set.
-pub(super) const MAX_ROWS: usize = 14;
-/// See [`MAX_ROWS`].
-pub(super) const MAX_COLUMNS: usize = 32;
+/// The most values of a register tile on any instruction set.
+pub(super) const MAX_VALUES: usize = 8 * 3 * WIDEST;
 
-/// What a tile leaves behind: rows of [`TILE_VECTORS`] vectors each.
-pub(super) type Sums = [f32; MAX_ROWS * MAX_COLUMNS];
+/// What a tile leaves behind: rows of as many vectors as [`Isa::PRODUCT`] says.
+pub(super) type Sums = [f32; MAX_VALUES];
 
 /// Where the pixels of each tap lie, seen from a tile's first.
 #[derive(Debug, Clone, Copy)]
@@ -41,13 +37,14 @@ pub(super) fn product<I: Isa>(
     macro_rules! by_rows {
         ($($n:literal)*) => {
             match (rows, vectors) {
-                $(($n, 1) if $n <= I::TILE_ROWS => fixed::<I, $n, 1>(isa, kernels, offsets, pixels, sums),
-                ($n, _) if $n <= I::TILE_ROWS => fixed::<I, $n, TILE_VECTORS>(isa, kernels, offsets, pixels, sums),)*
-                _ => unreachable!("no tile has {rows} rows"),
+                $(($n, 1) if $n <= I::PRODUCT.0 => fixed::<I, $n, 1>(isa, kernels, offsets, pixels, sums),
+                ($n, 2) if $n <= I::PRODUCT.0 => fixed::<I, $n, 2>(isa, kernels, offsets, pixels, sums),
+                ($n, 3) if $n <= I::PRODUCT.0 && I::PRODUCT.1 > 2 => fixed::<I, $n, 3>(isa, kernels, offsets, pixels, sums),)*
+                size => unreachable!("no tile has {size:?} rows and vectors"),
             }
         };
     }
-    by_rows!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
+    by_rows!(1 2 3 4 5 6 7 8);
 }
 
 #[inline(always)]
@@ -78,7 +75,7 @@ fn fixed<I: Isa, const ROWS: usize, const VECTORS: usize>(
             add(isa, &mut registers, block, k, line);
         }
     }
-    let columns = TILE_VECTORS * I::LANES;
+    let columns = I::PRODUCT.1 * I::LANES;
     for i in 0..ROWS {
         for j in 0..VECTORS {
             isa.store(&mut sums[i * columns + j * I::LANES..][..I::LANES], registers[i][j]);
