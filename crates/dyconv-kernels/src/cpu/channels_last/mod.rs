@@ -20,6 +20,7 @@ mod pointwise;
 mod pool;
 mod product;
 mod program;
+mod strips;
 pub(super) mod team;
 #[cfg(test)]
 mod tests;

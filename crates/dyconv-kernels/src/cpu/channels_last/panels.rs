@@ -6,6 +6,7 @@
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -179,7 +180,7 @@ impl Panels<'_> {
                 offset: self.conv.input.offset + (sample - first) * self.conv.input.sample(),
                 ..self.conv.input
             };
-            turn_in(isa, arena, &view, &x[sample * len..][..len]);
+            turn_in(isa, arena, &view, &x[sample * len..][..len], self.rows_of(units, sample));
         }
         let jobs = self.conv.jobs::<I>();
         let tasks = jobs.tasks(Phase::Inputs, 0);
@@ -198,6 +199,18 @@ impl Panels<'_> {
                 || chunk.task(isa, Phase::Inputs, task),
             );
         });
+    }
+
+    /// Rows of a sample's map that the units of a group read.
+    fn rows_of(&self, units: Units, sample: usize) -> Range<usize> {
+        let (rows, columns) = self.conv.tiles();
+        let unit = self.conv.chunk / columns;
+        let (from, to) = (units.at(0), units.at(units.count - 1));
+        let first = if from.sample == sample { from.chunk * unit } else { 0 };
+        let last = if to.sample == sample { ((to.chunk + 1) * unit).min(rows) } else { rows };
+        let (height, padding) = (self.conv.input.height, self.conv.padding.0);
+        let top = (first * OUT).saturating_sub(padding).min(height);
+        top..(last * OUT + 2).saturating_sub(padding).clamp(top, height)
     }
 
     /// The parts of a task's memory.
