@@ -158,7 +158,7 @@ fn convolutions(form: Form) -> impl Strategy<Value = (ConvShape, (Source, Parts)
         Form::Winograd if SMALL => (32..33, 32..33, 12..13),
         Form::Winograd => (32..41, 32..41, 12..34),
         _ if !SMALL => (1..41usize, 1..41usize, 1..34usize),
-        // Fills a register tile of AVX-512, which takes 14 channels of 32 pixels.
+        // Fills a register tile of AVX-512, which takes 8 channels of 48 pixels.
         Form::Pointwise => (1..3, 1..30, 5..8),
         _ => (1..5, 1..5, 1..6),
     };

@@ -14,8 +14,6 @@ use super::transforms::OUT;
 use super::turn::turn;
 use super::winograd::{self, POINTS, Winograd};
 
-/// Values of transformed kernels, at most: most of a level-2 cache of 1 MiB.
-const KERNEL_VALUES: usize = 160 * 1024;
 /// Values of a strip's transformed inputs and products, about and at most.
 const STRIP_VALUES: (usize, usize) = (96 * 1024, 256 * 1024);
 /// Strips a thread that make up for unequal ones.
@@ -32,9 +30,8 @@ thread_local! {
 
 /// Whether a convolution is one that is done in strips.
 pub(super) fn suits(conv: &Winograd) -> bool {
-    let packing = &conv.packing;
     let (_, columns) = conv.tiles();
-    POINTS * packing.taps * packing.out <= KERNEL_VALUES && columns * of_tile(conv) <= STRIP_VALUES.1
+    conv.near() && columns * of_tile(conv) <= STRIP_VALUES.1
 }
 
 /// Values of a tile's transformed inputs and products.

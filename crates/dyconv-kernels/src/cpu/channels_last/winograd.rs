@@ -128,6 +128,15 @@ impl Winograd {
         (self.output.height.div_ceil(OUT), self.output.width.div_ceil(OUT))
     }
 
+    /// Whether kernels stay in a level-2 cache beside a chunk. Then a thread goes through the phases on its own: products that it
+    /// would hand to others come back from further away.
+    pub(super) fn near(&self) -> bool {
+        /// Values of transformed kernels: half of a cache of 1 MiB. Fewer in tests, whose kernels are small, so that some of them
+        /// are more.
+        const KERNEL_VALUES: usize = if cfg!(test) { POINTS * 36 * 36 } else { 160 * 1024 };
+        POINTS * self.packing.taps * self.packing.out <= KERNEL_VALUES
+    }
+
     /// Chooses how many tiles are worked on at a time, for so many threads.
     pub(super) fn choose_chunk<I: Isa>(&mut self, threads: usize) {
         /// Transformed inputs and products of a chunk of one thread, about: most of a level-2 cache of 512 KiB.
@@ -140,7 +149,9 @@ impl Winograd {
         let own = OWN_VALUES / tile;
         // With stride 2 what threads would hand to each other is more than twice as much: on cores that share no cache it takes longer
         // than chunks of a single register tile lose.
-        self.together = self.stride == 1 && (own < 3 * I::TILE_ROWS || tiles < 4 * threads * I::TILE_ROWS);
+        let few = |enough: usize| tiles < enough * threads * I::TILE_ROWS;
+        let common = if self.near() { few(2) } else { own < 3 * I::TILE_ROWS || few(4) };
+        self.together = self.stride == 1 && common;
         let least = if self.stride == 1 { 2 } else { 1 };
         let most = if self.together { COMMON_VALUES / tile } else { own };
         // Chunks of equal size, of whole register tiles where there are several.
