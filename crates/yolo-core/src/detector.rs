@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use candle_core::{DType, Device, Tensor};
 use image::RgbImage;
 
-use engine::Engine;
+use engine::{Engine, Found};
 
 use crate::picture::{LetterboxOptions, Placement, letterbox, letterbox_shape, to_tensor};
 use crate::post::{
-    Candidate, NmsOptions, largest_contour, nms_batch, process_mask, process_mask_native, round_boxes, scale_boxes,
-    scale_mask, scale_segments,
+    Candidate, NmsOptions, OBJECTNESS, largest_contour, nms, process_mask, process_mask_native, round_boxes,
+    scale_boxes, scale_mask, scale_segments,
 };
 use crate::weights::{Weights, checkpoint};
 use crate::{Detection, Error, Graph, Mask, NetworkConfig, Result};
@@ -103,7 +103,10 @@ impl Prepared {
 /// What the network gave for a batch, in main memory: what [`Detector::infer`] makes.
 #[derive(Debug, Clone)]
 pub struct Raw {
-    rows: Tensor,
+    /// Rows of boxes of each picture.
+    rows: Vec<Vec<f32>>,
+    /// Values of a row.
+    columns: usize,
     prototypes: Option<Tensor>,
     placements: Vec<Placement>,
     network_shape: [usize; 2],
@@ -122,16 +125,17 @@ impl Raw {
             inference: self.speed.inference.mul_f64(share),
             nms: self.speed.nms.mul_f64(share),
         };
-        let one = |(index, placement): (usize, &Placement)| {
+        let one = |(index, (rows, placement)): (usize, (Vec<f32>, &Placement))| {
             Ok(Self {
-                rows: self.rows.narrow(0, index, 1)?,
+                rows: vec![rows],
+                columns: self.columns,
                 prototypes: self.prototypes.as_ref().map(|prototypes| prototypes.narrow(0, index, 1)).transpose()?,
                 placements: vec![*placement],
                 network_shape: self.network_shape,
                 speed,
             })
         };
-        self.placements.iter().enumerate().map(one).collect()
+        self.rows.into_iter().zip(&self.placements).enumerate().map(one).collect()
     }
 }
 
@@ -343,13 +347,10 @@ impl Detector {
         let start = Instant::now();
         // Rows that suppression would drop need not be decoded: those of an objectness below the threshold, rounding aside.
         let threshold = (self.options.conf_thres as f32).next_down();
-        let outputs = self.engine.run(ready, &input, Some(threshold))?;
-        // The copy waits for a GPU to finish.
-        let rows = outputs.main.to_device(&Device::Cpu)?;
-        let prototypes = outputs.prototypes.map(|p| p.to_device(&Device::Cpu)).transpose()?;
+        let Found { rows, columns, prototypes } = self.engine.run(ready, &input, threshold)?;
         let speed = Speed { pre_process, inference: start.elapsed(), nms: Duration::ZERO };
         let placements = prepared.placements.clone();
-        Ok(Raw { rows, prototypes, placements, network_shape: [height, width], speed })
+        Ok(Raw { rows, columns, prototypes, placements, network_shape: [height, width], speed })
     }
 
     /// The third stage: suppression, boxes in the pictures' pixels, masks.
@@ -357,14 +358,17 @@ impl Detector {
     /// # Errors
     /// Where the network gave values that are not numbers.
     pub fn finish(&self, raw: &Raw) -> Result<Batch> {
-        check_finite(&raw.rows)?;
         let start = Instant::now();
-        let candidates = nms_batch(&raw.rows, &self.nms_options())?;
-        let finish = |(i, (found, placement)): (usize, (Vec<Candidate>, &Placement))| match &raw.prototypes {
-            Some(prototypes) => segmented(&found, &prototypes.get(i)?, placement, self.options.retina_masks),
-            None => Ok(detections(&found, placement)),
+        let options = self.nms_options();
+        let finish = |(i, (rows, placement)): (usize, (&Vec<f32>, &Placement))| {
+            check_finite(rows, raw.columns)?;
+            let found = nms(rows, raw.columns, &options)?;
+            match &raw.prototypes {
+                Some(prototypes) => segmented(&found, &prototypes.get(i)?, placement, self.options.retina_masks),
+                None => Ok(detections(&found, placement)),
+            }
         };
-        let pictures = candidates.into_iter().zip(&raw.placements).enumerate().map(finish).collect::<Result<_>>()?;
+        let pictures = raw.rows.iter().zip(&raw.placements).enumerate().map(finish).collect::<Result<_>>()?;
         let speed = Speed { nms: start.elapsed(), ..raw.speed };
         Ok(Batch { pictures, network_shape: raw.network_shape, speed })
     }
@@ -383,8 +387,8 @@ impl Detector {
 }
 
 /// Refuses rows whose objectness is not a number: damaged weights would otherwise pass for a picture with nothing in it.
-fn check_finite(rows: &Tensor) -> Result<()> {
-    if rows.narrow(2, 4, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().any(|objectness| objectness.is_nan()) {
+fn check_finite(rows: &[f32], columns: usize) -> Result<()> {
+    if rows.chunks_exact(columns).any(|row| row[OBJECTNESS].is_nan()) {
         let problem = "the network gives values that are not numbers (NaN): convert or download the weights again";
         return Err(Error::Argument { argument: "weights", problem: problem.into() });
     }

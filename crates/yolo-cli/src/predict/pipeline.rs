@@ -21,7 +21,9 @@ use super::record::{self, Record, Wanted};
 use super::writer::Writer;
 use super::{Job, Outcome, text};
 
-/// Threads that read, and as many that finish, at most. On a machine of few cores the network needs them all.
+/// Threads that read, and as many that finish: at least, so that two of them can use what the network leaves, ...
+const LEAST_THREADS: usize = 2;
+/// ... and at most. On a machine of few cores the network needs them all.
 const MOST_THREADS: usize = 4;
 
 /// Everything that a run needs.
@@ -88,7 +90,7 @@ impl Run<'_> {
     /// used is told and counted instead.
     pub(crate) fn go(&self, writer: Option<&mut Writer>) -> anyhow::Result<Outcome> {
         let cores = thread::available_parallelism().map_or(1, usize::from);
-        let threads = (cores / 2).clamp(1, MOST_THREADS);
+        let threads = (cores / 2).clamp(LEAST_THREADS, MOST_THREADS);
         thread::scope(|scope| {
             let jobs = self.jobs.iter().enumerate().take_while(|_| !self.stop.load(Ordering::Relaxed));
             let pictures = in_order(scope, threads, jobs, |(number, job): (usize, &Job)| (number, job.source.read()));

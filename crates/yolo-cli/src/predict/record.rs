@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use image::{ImageFormat, RgbImage};
-use jpeg_encoder::{ColorType, Encoder, SamplingFactor};
+use libjpeg_turbo_rs::{PixelFormat, Subsampling, compress};
 use serde::Serialize;
 use yolo_core::picture::{self, Style};
 use yolo_core::{Detection, Error};
@@ -132,16 +132,10 @@ fn encode(image: &RgbImage, file: &Path) -> anyhow::Result<Vec<u8>> {
             Ok(bytes.into_inner())
         }
         _ => {
-            let side =
-                |side: u32| u16::try_from(side).map_err(|_| problem(&format!("JPEG has no side of {side} pixels")));
-            let (width, height) = (side(image.width())?, side(image.height())?);
-            let mut bytes = Vec::new();
-            // The image crate's encoder would take longer than a small network.
-            let mut encoder = Encoder::new(&mut bytes, JPEG_QUALITY);
-            // As OpenCV writes it.
-            encoder.set_sampling_factor(SamplingFactor::F_2_2);
-            encoder.encode(image, width, height, ColorType::Rgb).map_err(|error| problem(&error))?;
-            Ok(bytes)
+            // As OpenCV writes it; the image crate's encoder would take longer than a small network.
+            let (width, height) = (image.width() as usize, image.height() as usize);
+            let encoded = compress(image, width, height, PixelFormat::Rgb, JPEG_QUALITY, Subsampling::S420);
+            encoded.map_err(|error| problem(&error).into())
         }
     }
 }
@@ -311,6 +305,22 @@ mod tests {
             let bytes = encode(&RgbImage::new(5, 3), Path::new(name)).unwrap();
             assert_eq!(image::guess_format(&bytes).unwrap(), format, "{name}");
         }
+    }
+
+    #[test]
+    fn jpeg_holds_pictures_of_any_size() {
+        let sides = [1, 2, 7, 8, 9, 15, 16, 17, 33];
+        for (width, height) in sides.into_iter().flat_map(|width| sides.map(|height| (width, height))) {
+            // Smooth, so that half as many colours are enough.
+            let image = RgbImage::from_fn(width, height, |x, y| image::Rgb([100 + 2 * x as u8, 3 * y as u8, 200]));
+            let bytes = encode(&image, Path::new("a.jpg")).unwrap();
+            let back = image::load_from_memory(&bytes).unwrap().into_rgb8();
+            assert_eq!(back.dimensions(), (width, height));
+            let off = back.iter().zip(image.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+            assert!(off <= Some(6), "{width}x{height}: {off:?}");
+        }
+        let error = encode(&RgbImage::new(65_536, 1), Path::new("long.jpg")).unwrap_err().to_string();
+        assert!(error.contains("long.jpg") && error.contains("65535"), "{error}");
     }
 
     #[test]

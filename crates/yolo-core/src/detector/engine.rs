@@ -88,15 +88,15 @@ impl Engine {
         Ok(Some(Ready { plan, session: session? }))
     }
 
-    /// Rows of boxes whose objectness is not above `threshold` may come as zeros but for that.
-    pub(super) fn run(&self, ready: Option<Ready>, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
+    /// Runs it. Rows of boxes whose objectness is not above `threshold` may be missing.
+    pub(super) fn run(&self, ready: Option<Ready>, x: &Tensor, threshold: f32) -> Result<Found> {
         match (self, ready) {
-            (Self::Model(model), _) => model.run(x),
+            (Self::Model(model), _) => Found::new(&model.run(x)?),
             (Self::Plans { plans, .. }, Some(mut ready)) => {
-                let outputs = ready.plan.forward(&mut ready.session, x, threshold);
+                let found = ready.run(x, threshold);
                 // A run that panics takes its session along.
                 give_back(plans, ready);
-                outputs
+                found
             }
             (Self::Plans { .. }, None) => Err(Error::Device("no plan was made for the run".into())),
         }
@@ -107,6 +107,36 @@ impl Engine {
 pub(super) struct Ready {
     plan: Arc<Plan>,
     session: PlanSession,
+}
+
+impl Ready {
+    fn run(&mut self, x: &Tensor, threshold: f32) -> Result<Found> {
+        self.plan.run_tensor(&mut self.session, x, Some(threshold))?;
+        // What most rows hold is of no interest: only the others are copied.
+        let (rows, columns) = self.plan.rows_above(&self.session, threshold)?;
+        Ok(Found { rows, columns, prototypes: self.plan.prototypes(&self.session)? })
+    }
+}
+
+/// What a network gave, in main memory.
+pub(super) struct Found {
+    /// Rows of boxes of each picture.
+    pub(super) rows: Vec<Vec<f32>>,
+    /// Values of a row.
+    pub(super) columns: usize,
+    /// The masks' prototypes of all pictures.
+    pub(super) prototypes: Option<Tensor>,
+}
+
+impl Found {
+    fn new(outputs: &Outputs) -> Result<Self> {
+        let (_, _, columns) = outputs.main.dims3()?;
+        // The copy waits for a GPU to finish.
+        let rows = outputs.main.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_from(1)?.to_vec2()?;
+        let prototypes =
+            outputs.prototypes.as_ref().map(|prototypes| prototypes.to_device(&Device::Cpu)).transpose()?;
+        Ok(Self { rows, columns, prototypes })
+    }
 }
 
 /// Keeps a session for the next run, where its plan is kept.

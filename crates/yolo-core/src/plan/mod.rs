@@ -23,6 +23,7 @@ use dyconv_kernels::cpu::channels_last::{Program, RunOptions, Session as Program
 use dyconv_kernels::cpu::{IsaName, available};
 
 use crate::graph::{Graph, NodeId, Output, Shape};
+use crate::post::OBJECTNESS;
 use crate::weights::{Expected, Weights};
 use crate::{Error, Outputs, Result};
 
@@ -363,6 +364,12 @@ impl Plan {
     /// # Errors
     /// As [`Plan::run`].
     pub fn forward(&self, session: &mut PlanSession, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
+        self.run_tensor(session, x, threshold)?;
+        self.outputs(session)
+    }
+
+    /// As [`Plan::run`], on a tensor.
+    pub(crate) fn run_tensor(&self, session: &mut PlanSession, x: &Tensor, threshold: Option<f32>) -> Result<()> {
         let (channels, height, width) = self.input;
         let expected = [self.batch(), channels, height, width];
         if x.dims() != expected {
@@ -379,8 +386,7 @@ impl Plan {
         };
         // Borrowed, not copied, where it is in main memory already.
         let values = &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
-        self.run(session, values, threshold)?;
-        self.outputs(session)
+        self.run(session, values, threshold)
     }
 
     /// The results of the last run as tensors.
@@ -388,15 +394,36 @@ impl Plan {
     /// # Errors
     /// Where the tensor library fails.
     pub fn outputs(&self, session: &PlanSession) -> Result<Outputs> {
-        let get = |index: usize| -> Result<Tensor> {
-            let dims = self.outputs[index].as_slice();
-            Ok(Tensor::from_slice(&session.outputs[index], dims, &Device::Cpu)?)
-        };
+        let get = |index: usize| self.output(session, index);
         Ok(Outputs {
             main: get(self.main)?,
             prototypes: self.prototypes.map(get).transpose()?,
             features: self.features.iter().map(|&index| get(index)).collect::<Result<_>>()?,
         })
+    }
+
+    /// The masks' prototypes of the last run.
+    pub(crate) fn prototypes(&self, session: &PlanSession) -> Result<Option<Tensor>> {
+        self.prototypes.map(|index| self.output(session, index)).transpose()
+    }
+
+    fn output(&self, session: &PlanSession, index: usize) -> Result<Tensor> {
+        Ok(Tensor::from_slice(&session.outputs[index], self.outputs[index].as_slice(), &Device::Cpu)?)
+    }
+
+    /// The rows of boxes of each picture of the last run whose objectness is above `threshold` or no number, mostly a few of many
+    /// thousands, and the values of a row.
+    pub(crate) fn rows_above(&self, session: &PlanSession, threshold: f32) -> Result<(Vec<Vec<f32>>, usize)> {
+        let &[_, rows, columns] = self.outputs[self.main].as_slice() else {
+            return Err(Error::Shape {
+                what: "the network's output".into(),
+                expected: "[batch, rows, columns]".into(),
+                got: format!("{:?}", self.outputs[self.main]),
+            });
+        };
+        let above = |row: &&[f32]| row[OBJECTNESS] > threshold || row[OBJECTNESS].is_nan();
+        let picture = |all: &[f32]| all.chunks_exact(columns).filter(above).flatten().copied().collect();
+        Ok((session.outputs[self.main].chunks_exact(rows * columns).map(picture).collect(), columns))
     }
 }
 

@@ -10,6 +10,7 @@ mod polygon;
 
 pub use boxes::{clip_boxes, round_boxes, scale_boxes};
 pub use masks::{crop_mask, process_mask, process_mask_native, scale_mask};
+pub(crate) use nms::OBJECTNESS;
 pub use nms::{Candidate, NmsOptions, nms, nms_batch};
 pub use polygon::{contours, largest_contour, scale_segments};
 

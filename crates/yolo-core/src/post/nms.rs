@@ -6,6 +6,8 @@ use crate::{Error, Result};
 
 /// Columns before the class scores: centre x and y, width, height, objectness.
 const BOX_COLUMNS: usize = 5;
+/// The last of them.
+pub(crate) const OBJECTNESS: usize = 4;
 /// How far the boxes of different classes are moved apart, in pixels for each class index.
 const CLASS_OFFSET: f32 = 7680.0;
 
@@ -82,7 +84,7 @@ pub fn nms(rows: &[f32], columns: usize, options: &NmsOptions) -> Result<Vec<Can
     let first_coefficient = columns - options.nm;
     let candidate = |kept: &Scored| {
         let row = &rows[kept.row * columns..][..columns];
-        let coefficients = row[first_coefficient..].iter().map(|c| c * row[4]).collect();
+        let coefficients = row[first_coefficient..].iter().map(|c| c * row[OBJECTNESS]).collect();
         Candidate { bbox: kept.bbox, confidence: kept.confidence, class: kept.class, coefficients }
     };
     Ok(suppress(&found, options).into_iter().map(candidate).collect())
@@ -147,7 +149,7 @@ fn scored(rows: &[f32], columns: usize, options: &NmsOptions) -> Vec<Scored> {
     let wanted = |class: usize| options.classes.as_ref().is_none_or(|classes| classes.contains(&class));
     let mut found = Vec::new();
     for (index, row) in rows.chunks_exact(columns).enumerate() {
-        let objectness = row[4];
+        let objectness = row[OBJECTNESS];
         if !(objectness > threshold && row.iter().all(|value| value.is_finite())) {
             continue;
         }
