@@ -5,6 +5,7 @@ use std::path::Path;
 
 use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
+use memchr::memchr;
 
 use crate::{Error, Result};
 
@@ -105,7 +106,7 @@ fn jpeg_is_whole(bytes: &[u8]) -> bool {
     const END: u8 = 0xD9;
     let mut at = 0;
     loop {
-        let Some(found) = bytes.get(at..).and_then(|rest| rest.iter().position(|&b| b == 0xFF)) else { return false };
+        let Some(found) = bytes.get(at..).and_then(|rest| memchr(0xFF, rest)) else { return false };
         at += found + 1;
         match bytes.get(at) {
             None => return false,

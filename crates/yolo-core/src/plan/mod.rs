@@ -313,8 +313,8 @@ impl Plan {
         Ok(PlanSession { session, outputs, times: vec![0; self.steps.len()] })
     }
 
-    /// Runs it on `input`, `[batch, channels, height, width]`; the results stay in the session. Rows of boxes whose objectness
-    /// is not above `threshold` are zero but for that.
+    /// Runs it on `input`, `[batch, channels, height, width]`; the results stay in the session. Of rows of boxes whose
+    /// objectness is not above `threshold`, only that is written; the rest of them means nothing.
     ///
     /// # Errors
     /// Where the input has another size, or a step that runs outside of the kernels fails.

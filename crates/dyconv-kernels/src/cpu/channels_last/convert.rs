@@ -177,8 +177,8 @@ pub(super) struct Decode {
 }
 
 impl Decode {
-    /// Decodes `count` pixels from `first` on of a sample, whose map, `[count, anchors * outputs]`, lies at `map`. Rows whose
-    /// objectness is not above `threshold` are zero but for that.
+    /// Decodes `count` pixels from `first` on of a sample, whose map, `[count, anchors * outputs]`, lies at `map`. Of rows
+    /// whose objectness is not above `threshold`, only that is written.
     ///
     /// # Safety
     /// The map must be readable, and no other thread may use these pixels' rows.
@@ -221,7 +221,6 @@ impl Decode {
         if let Some(threshold) = threshold {
             let objectness = 1.0 / (1.0 + (-from[4]).exp());
             if objectness <= threshold {
-                row.fill(0.0);
                 row[4] = objectness;
                 return;
             }

@@ -127,7 +127,7 @@ impl std::fmt::Debug for Session {
 /// How a program is run.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct RunOptions {
-    /// Rows of a head whose objectness is not above this are zero but for that.
+    /// Of a head's rows whose objectness is not above this, only that is written; the rest stays as it was.
     pub threshold: Option<f32>,
     /// Take the time of each step.
     pub profile: bool,
