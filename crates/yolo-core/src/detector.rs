@@ -83,7 +83,10 @@ pub struct Detector {
 /// Pictures as the network's input, in main memory: what [`Detector::prepare`] makes.
 #[derive(Debug, Clone)]
 pub struct Prepared {
-    input: Tensor,
+    /// `[batch, height, width, 3]`
+    pixels: Vec<u8>,
+    /// Height and width.
+    shape: (u32, u32),
     placements: Vec<Placement>,
     pre_process: Duration,
 }
@@ -97,6 +100,14 @@ impl Prepared {
     /// Whether there is none; [`Detector::prepare`] makes none such.
     pub fn is_empty(&self) -> bool {
         self.placements.is_empty()
+    }
+
+    /// As what a model takes, in main memory.
+    fn tensor(&self) -> Result<Tensor> {
+        let (height, width) = self.shape;
+        let each = self.pixels.chunks_exact(height as usize * width as usize * 3);
+        let images: Vec<_> = each.filter_map(|pixels| RgbImage::from_raw(width, height, pixels.to_vec())).collect();
+        to_tensor(&images, &Device::Cpu)
     }
 }
 
@@ -308,6 +319,9 @@ impl Detector {
     /// Where there is no picture, or one is too long and thin for the network's input.
     pub fn prepare(&self, pictures: &[RgbImage]) -> Result<Prepared> {
         let start = Instant::now();
+        if pictures.is_empty() {
+            return Err(Error::Argument { argument: "pictures", problem: "at least one picture is needed".into() });
+        }
         let [height, width] = self.options.imgsz.map(|side| side as u32);
         let mut shape = (height, width);
         let stride = self.stride() as u32;
@@ -321,14 +335,17 @@ impl Detector {
             (shape, options.auto) = (common, false);
         }
         let mut placements = Vec::with_capacity(pictures.len());
-        let mut images = Vec::with_capacity(pictures.len());
+        let mut pixels = Vec::new();
         for picture in pictures {
             let fitted = letterbox(picture, shape, &options)?;
             placements.push(fitted.placement);
-            images.push(fitted.image);
+            if pixels.is_empty() {
+                pixels = fitted.image.into_raw();
+            } else {
+                pixels.extend_from_slice(&fitted.image);
+            }
         }
-        let input = to_tensor(&images, &Device::Cpu)?;
-        Ok(Prepared { input, placements, pre_process: start.elapsed() })
+        Ok(Prepared { pixels, shape: common, placements, pre_process: start.elapsed() })
     }
 
     /// The second stage: the network, and nothing else. Its work is spread over all cores, or a GPU, as it is: one thread should
@@ -337,17 +354,19 @@ impl Detector {
     /// # Errors
     /// Where the device fails.
     pub fn infer(&self, prepared: &Prepared) -> Result<Raw> {
-        let (batch, _, height, width) = prepared.input.dims4()?;
+        let (height, width) = (prepared.shape.0 as usize, prepared.shape.1 as usize);
         // Done once a size, and no part of what a picture takes.
-        let ready = self.engine.ready(&self.graph, batch, (height, width))?;
+        let ready = self.engine.ready(&self.graph, prepared.len(), (height, width))?;
         let start = Instant::now();
-        let input = prepared.input.to_device(&self.device)?.to_dtype(self.dtype)?;
+        let to_model = || -> Result<Tensor> { Ok(prepared.tensor()?.to_device(&self.device)?.to_dtype(self.dtype)?) };
+        let input = if ready.is_none() { Some(to_model()?) } else { None };
         let pre_process = prepared.pre_process + start.elapsed();
 
         let start = Instant::now();
         // Rows that suppression would drop need not be decoded: those of an objectness below the threshold, rounding aside.
         let threshold = (self.options.conf_thres as f32).next_down();
-        let Found { rows, columns, prototypes } = self.engine.run(ready, &input, threshold)?;
+        let Found { rows, columns, prototypes } =
+            self.engine.run(ready, (&prepared.pixels, input.as_ref()), threshold)?;
         let speed = Speed { pre_process, inference: start.elapsed(), nms: Duration::ZERO };
         let placements = prepared.placements.clone();
         Ok(Raw { rows, columns, prototypes, placements, network_shape: [height, width], speed })

@@ -162,7 +162,7 @@ pub(super) const WIDEST: usize = 16;
 
 /// The bits of the nearest bf16; of two the even one.
 #[inline(always)]
-pub(super) fn bf16_bits(value: f32) -> u16 {
+pub(super) const fn bf16_bits(value: f32) -> u16 {
     let bits = value.to_bits();
     let rounded = if value.is_nan() { bits | 1 << 22 } else { bits + 0x7FFF + (bits >> 16 & 1) };
     (rounded >> 16) as u16

@@ -88,17 +88,23 @@ impl Engine {
         Ok(Some(Ready { plan, session: session? }))
     }
 
-    /// Runs it. Rows of boxes whose objectness is not above `threshold` may be missing.
-    pub(super) fn run(&self, ready: Option<Ready>, x: &Tensor, threshold: f32) -> Result<Found> {
-        match (self, ready) {
-            (Self::Model(model), _) => Found::new(&model.run(x)?),
-            (Self::Plans { plans, .. }, Some(mut ready)) => {
-                let found = ready.run(x, threshold);
+    /// Runs it: a plan on pictures as they are, `[batch, height, width, 3]`, a model on the tensor. Rows of boxes whose objectness is
+    /// not above `threshold` may be missing.
+    pub(super) fn run(
+        &self,
+        ready: Option<Ready>,
+        (pixels, x): (&[u8], Option<&Tensor>),
+        threshold: f32,
+    ) -> Result<Found> {
+        match (self, ready, x) {
+            (Self::Model(model), _, Some(x)) => Found::new(&model.run(x)?),
+            (Self::Plans { plans, .. }, Some(mut ready), _) => {
+                let found = ready.run(pixels, threshold);
                 // A run that panics takes its session along.
                 give_back(plans, ready);
                 found
             }
-            (Self::Plans { .. }, None) => Err(Error::Device("no plan was made for the run".into())),
+            _ => Err(Error::Device("nothing was made ready for the run".into())),
         }
     }
 }
@@ -110,8 +116,8 @@ pub(super) struct Ready {
 }
 
 impl Ready {
-    fn run(&mut self, x: &Tensor, threshold: f32) -> Result<Found> {
-        self.plan.run_tensor(&mut self.session, x, Some(threshold))?;
+    fn run(&mut self, pixels: &[u8], threshold: f32) -> Result<Found> {
+        self.plan.run_pixels(&mut self.session, pixels, Some(threshold))?;
         // What most rows hold is of no interest: only the others are copied.
         let (rows, columns) = self.plan.rows_above(&self.session, threshold)?;
         Ok(Found { rows, columns, prototypes: self.plan.prototypes(&self.session)? })

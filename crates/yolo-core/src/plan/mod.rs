@@ -19,7 +19,9 @@ mod twin;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Storage, Tensor};
-use dyconv_kernels::cpu::channels_last::{Program, RunOptions, Session as ProgramSession, Step, multiplies_bf16};
+use dyconv_kernels::cpu::channels_last::{
+    Input, Program, RunOptions, Session as ProgramSession, Step, multiplies_bf16,
+};
 use dyconv_kernels::cpu::{IsaName, available};
 
 use crate::graph::{Graph, NodeId, Output, Shape};
@@ -319,7 +321,15 @@ impl Plan {
     /// # Errors
     /// Where the input has another size, or a step that runs outside of the kernels fails.
     pub fn run(&self, session: &mut PlanSession, input: &[f32], threshold: Option<f32>) -> Result<()> {
-        self.run_with(session, input, RunOptions { threshold, profile: false })
+        self.run_with(session, Input::Maps(input), RunOptions { threshold, profile: false })
+    }
+
+    /// As [`Plan::run`], on pictures as they come: `pixels` is `[batch, height, width, channels]`, and 0 to 255 stands for 0 to 1.
+    ///
+    /// # Errors
+    /// As [`Plan::run`].
+    pub fn run_pixels(&self, session: &mut PlanSession, pixels: &[u8], threshold: Option<f32>) -> Result<()> {
+        self.run_with(session, Input::Pixels(pixels), RunOptions { threshold, profile: false })
     }
 
     /// As [`Plan::run`]; [`PlanSession::times`] then tells how long each step took.
@@ -327,16 +337,17 @@ impl Plan {
     /// # Errors
     /// As [`Plan::run`].
     pub fn profile(&self, session: &mut PlanSession, input: &[f32]) -> Result<()> {
-        self.run_with(session, input, RunOptions { threshold: None, profile: true })
+        self.run_with(session, Input::Maps(input), RunOptions { threshold: None, profile: true })
     }
 
-    fn run_with(&self, session: &mut PlanSession, input: &[f32], options: RunOptions) -> Result<()> {
+    fn run_with(&self, session: &mut PlanSession, input: Input<'_>, options: RunOptions) -> Result<()> {
         let (channels, height, width) = self.input;
-        if input.len() != self.batch() * channels * height * width {
+        let (values, got) = (self.batch() * channels * height * width, input.len());
+        if got != values {
             return Err(Error::Shape {
                 what: "the plan's input".into(),
                 expected: format!("[{}, {channels}, {height}, {width}]", self.batch()),
-                got: format!("{} values", input.len()),
+                got: format!("{got} values"),
             });
         }
         let passes = self.batch / self.program.batch();
@@ -348,8 +359,7 @@ impl Plan {
                 let len = output.len() / passes;
                 *slice = &mut output[pass * len..][..len];
             }
-            let len = input.len() / passes;
-            let input = &input[pass * len..][..len];
+            let input = input.part(pass * values / passes..(pass + 1) * values / passes);
             let run = self.program.run(&mut session.session, &[input], &mut slices[..count], options);
             run.map_err(|problem| Error::Candle(candle_core::Error::msg(problem)))?;
             for (sum, time) in session.times.iter_mut().zip(session.session.times()) {
@@ -364,12 +374,6 @@ impl Plan {
     /// # Errors
     /// As [`Plan::run`].
     pub fn forward(&self, session: &mut PlanSession, x: &Tensor, threshold: Option<f32>) -> Result<Outputs> {
-        self.run_tensor(session, x, threshold)?;
-        self.outputs(session)
-    }
-
-    /// As [`Plan::run`], on a tensor.
-    pub(crate) fn run_tensor(&self, session: &mut PlanSession, x: &Tensor, threshold: Option<f32>) -> Result<()> {
         let (channels, height, width) = self.input;
         let expected = [self.batch(), channels, height, width];
         if x.dims() != expected {
@@ -386,7 +390,8 @@ impl Plan {
         };
         // Borrowed, not copied, where it is in main memory already.
         let values = &storage.as_slice::<f32>()?[layout.start_offset()..][..layout.shape().elem_count()];
-        self.run(session, values, threshold)
+        self.run(session, values, threshold)?;
+        self.outputs(session)
     }
 
     /// The results of the last run as tensors.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dyconv_kernels::Routing;
 use dyconv_kernels::cpu::channels_last::{
-    Algorithm, Builder, Convolution, Kernels, Program, Router, RunOptions, Session, View, Window,
+    Algorithm, Builder, Convolution, Input, Kernels, Program, Router, RunOptions, Session, View, Window,
 };
 use dyconv_kernels::cpu::chosen;
 
@@ -126,7 +126,7 @@ fn measure(place: &Place<'_>, experts: usize, candidates: &[Algorithm], threads:
     while round < ROUNDS || start.elapsed() < TIME {
         for (program, session, fastest) in &mut programs {
             let start = Instant::now();
-            let run = program.run(session, &[&x], &mut [], RunOptions { threshold: None, profile: false });
+            let run = program.run(session, &[Input::Maps(&x)], &mut [], RunOptions { threshold: None, profile: false });
             run.map_err(|problem| Error::Candle(candle_core::Error::msg(problem)))?;
             *fastest = start.elapsed().min(*fastest);
         }

@@ -65,7 +65,7 @@ fn maps_in_bf16_change_nothing() {
             let program = builder.finish();
             let (mut a, mut b) = (vec![f32::NAN; 2 * 7 * 150], vec![f32::NAN; 2 * 2 * 160]);
             let mut session = program.session().unwrap();
-            program.run(&mut session, &[&x], &mut [&mut a, &mut b], RunOptions::default()).unwrap();
+            program.run(&mut session, &[Input::Maps(&x)], &mut [&mut a, &mut b], RunOptions::default()).unwrap();
             (a, b)
         };
         let (plain, rounded) = (run(false), run(true));
@@ -142,7 +142,9 @@ impl Lone {
         let mut y = vec![f32::NAN; outputs * rows * columns];
         let mut session = program.session().unwrap();
         for _ in 0..2 {
-            program.run(&mut session, &[&x, &added], &mut [&mut y], RunOptions::default()).unwrap();
+            program
+                .run(&mut session, &[Input::Maps(&x), Input::Maps(&added)], &mut [&mut y], RunOptions::default())
+                .unwrap();
         }
         let (mut worst, mut largest) = (0.0, 0.0);
         for (index, got) in y.iter().enumerate() {

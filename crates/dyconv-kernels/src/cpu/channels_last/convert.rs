@@ -1,12 +1,88 @@
 //! Between a program and the world: `[batch, channels, height, width]` outside, channels last inside.
 
-use super::super::isa::{Isa, WIDEST};
+use std::ops::Range;
+
+use super::super::isa::{Isa, WIDEST, bf16_bits};
 use super::finish::{Act, load_part};
 use super::memory::{Arena, View};
 use super::team::Member;
 
 /// Pixels of a strip that is turned at a time.
 const STRIP: usize = 64;
+
+/// What a program reads.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// `[batch, channels, height, width]`
+    Maps(&'a [f32]),
+    /// `[batch, height, width, channels]`, as pictures come: 0 to 255 stands for 0 to 1.
+    Pixels(&'a [u8]),
+}
+
+impl Input<'_> {
+    /// How many values it has.
+    #[allow(clippy::len_without_is_empty, reason = "no program reads nothing")]
+    pub fn len(&self) -> usize {
+        match self {
+            Self::Maps(map) => map.len(),
+            Self::Pixels(pixels) => pixels.len(),
+        }
+    }
+
+    /// Some of its values.
+    ///
+    /// # Panics
+    /// Where it has not as many.
+    pub fn part(&self, values: Range<usize>) -> Self {
+        match self {
+            Self::Maps(map) => Self::Maps(&map[values]),
+            Self::Pixels(pixels) => Self::Pixels(&pixels[values]),
+        }
+    }
+}
+
+/// What a sample of a picture stands for.
+const UNIT: [f32; 256] = {
+    let mut values = [0.0; 256];
+    let mut sample = 0;
+    while sample < values.len() {
+        values[sample] = sample as f32 / 255.0;
+        sample += 1;
+    }
+    values
+};
+
+/// The same, in bf16.
+const UNIT_BF16: [u16; 256] = {
+    let mut bits = [0; 256];
+    let mut sample = 0;
+    while sample < bits.len() {
+        bits[sample] = bf16_bits(UNIT[sample]);
+        sample += 1;
+    }
+    bits
+};
+
+/// Writes a row of pixels; `table` says what each sample stands for.
+///
+/// # Safety
+/// There must be places for `channels` values, from `line` on, every `pixel` values.
+#[inline(always)]
+unsafe fn look_up<T: Copy>(row: &[u8], channels: usize, table: &[T; 256], line: *mut T, pixel: usize) {
+    if pixel == channels {
+        for (i, sample) in row.iter().enumerate() {
+            // SAFETY: the caller proves it.
+            unsafe { *line.add(i) = table[usize::from(*sample)] };
+        }
+        return;
+    }
+    for (x, samples) in row.chunks_exact(channels).enumerate() {
+        for (channel, sample) in samples.iter().enumerate() {
+            // SAFETY: as above.
+            unsafe { *line.add(x * pixel + channel) = table[usize::from(*sample)] };
+        }
+    }
+}
 
 /// Copies a map from outside into the middle of `view`, zeros around it.
 #[derive(Debug, Clone, Copy)]
@@ -22,7 +98,7 @@ impl Import {
         (self.view.height - 2 * self.border.0, self.view.width - 2 * self.border.1)
     }
 
-    pub(super) fn run<I: Isa>(&self, isa: I, arena: &Arena, batch: usize, map: &[f32], member: &Member<'_>) {
+    pub(super) fn run<I: Isa>(&self, isa: I, arena: &Arena, batch: usize, input: &Input<'_>, member: &Member<'_>) {
         let View { height, width, channels, pixel, offset, .. } = self.view;
         let (rows, columns) = self.size();
         let strip = |index: usize| {
@@ -31,7 +107,7 @@ impl Import {
                 if let Some(isa) = isa.bf16() {
                     isa.run(
                         #[inline(always)]
-                        || self.rounded(isa, (sample, y), arena, map),
+                        || self.rounded(isa, (sample, y), arena, input),
                     );
                 }
                 return;
@@ -49,6 +125,15 @@ impl Import {
             }
             let Some(y) = inside else { return };
             let line = line.wrapping_add(self.border.1 * pixel);
+            let map = match input {
+                Input::Maps(map) => map,
+                Input::Pixels(pixels) => {
+                    let row = &pixels[(sample * rows + y) * columns * channels..][..columns * channels];
+                    // SAFETY: as above.
+                    unsafe { look_up(row, channels, &UNIT, line, pixel) };
+                    return;
+                }
+            };
             for channel in 0..channels {
                 let row = &map[((sample * channels + channel) * rows + y) * columns..][..columns];
                 for (x, value) in row.iter().enumerate() {
@@ -64,7 +149,7 @@ impl Import {
 
     /// A row of a map in bf16.
     #[inline(always)]
-    fn rounded<I: Isa>(&self, isa: I, (sample, y): (usize, usize), arena: &Arena, map: &[f32]) {
+    fn rounded<I: Isa>(&self, isa: I, (sample, y): (usize, usize), arena: &Arena, input: &Input<'_>) {
         let View { width, channels, pixel, .. } = self.view;
         let (rows, columns) = self.size();
         let line = arena.at(self.view.offset + sample * self.view.sample()).cast::<u16>();
@@ -80,6 +165,15 @@ impl Import {
         }
         let Some(y) = inside else { return };
         let line = line.wrapping_add(self.border.1 * pixel);
+        let map = match input {
+            Input::Maps(map) => map,
+            Input::Pixels(pixels) => {
+                let row = &pixels[(sample * rows + y) * columns * channels..][..columns * channels];
+                // SAFETY: the view has a place for each channel of each pixel.
+                unsafe { look_up(row, channels, &UNIT_BF16, line, pixel) };
+                return;
+            }
+        };
         let mut done = 0;
         if (channels, pixel) == (3, 3) {
             let start = sample * 3 * rows * columns + y * columns;

@@ -30,6 +30,7 @@ mod turn;
 mod winograd;
 
 pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin, multiplies_bf16, multiplies_on_tiles};
+pub use convert::Input;
 pub use direct::Window;
 pub use finish::Act;
 pub use memory::{Part, View};

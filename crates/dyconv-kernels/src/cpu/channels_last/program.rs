@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::super::isa::{Isa, IsaName};
 use super::super::{Job, with};
 use super::build::Twin;
-use super::convert::{Import, Outside, export};
+use super::convert::{Import, Input, Outside, export};
 use super::depthwise::Depthwise;
 use super::direct::{Direct, HeadConv, Table, Weights};
 use super::memory::{Arena, Lines, Part, View};
@@ -199,18 +199,18 @@ impl Program {
         })
     }
 
-    /// Runs it: `inputs` and `outputs` are maps `[batch, channels, height, width]` and rows of boxes, as they were declared.
+    /// Runs it: `inputs`, as they were declared, and `outputs`, maps `[batch, channels, height, width]` and rows of boxes.
     ///
     /// # Errors
     /// A sentence where a slice is not as long as declared, or a step that runs outside of the kernels fails.
     pub fn run(
         &self,
         session: &mut Session,
-        inputs: &[&[f32]],
+        inputs: &[Input<'_>],
         outputs: &mut [&mut [f32]],
         options: RunOptions,
     ) -> Result<(), String> {
-        if !inputs.iter().map(|input| input.len()).eq(self.inputs.iter().copied()) {
+        if !inputs.iter().map(Input::len).eq(self.inputs.iter().copied()) {
             return Err(format!("inputs: expected slices of {:?} values", self.inputs));
         }
         if !outputs.iter().map(|output| output.len()).eq(self.outputs.iter().copied()) {
@@ -248,7 +248,7 @@ pub const MAX_OUTPUTS: usize = 64;
 struct Run<'a> {
     program: &'a Program,
     arena: Arena,
-    inputs: &'a [&'a [f32]],
+    inputs: &'a [Input<'a>],
     outputs: &'a [Outside; MAX_OUTPUTS],
     options: RunOptions,
     own: PerThread<Own>,
@@ -308,7 +308,7 @@ impl Run<'_> {
         let Program { batch, common, .. } = *self.program;
         let arena = &self.arena;
         match action {
-            Action::Import { input, import } => import.run(isa, arena, batch, self.inputs[*input], member),
+            Action::Import { input, import } => import.run(isa, arena, batch, &self.inputs[*input], member),
             Action::Direct(conv, kernel) => {
                 let zeros = self.program.zeros.as_ptr();
                 conv.run(isa, arena, batch, kernel.weights(), zeros, (member, &mut own.table));

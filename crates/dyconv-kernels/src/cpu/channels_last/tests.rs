@@ -116,7 +116,7 @@ impl Case {
         let mut y = vec![f32::NAN; batch * outputs * rows * columns];
         // Twice: nothing may be left of the first run.
         for _ in 0..2 {
-            program.run(&mut session, &[&x], &mut [&mut y], RunOptions::default()).unwrap();
+            program.run(&mut session, &[Input::Maps(&x)], &mut [&mut y], RunOptions::default()).unwrap();
         }
 
         let mut worst = 0.0;
@@ -380,7 +380,14 @@ fn enlarged_parts_are_read_where_they_lie() {
             let values = out * output(0).height * width;
             let (mut a, mut b, mut c) = (vec![0.0; values], vec![1.0; values], vec![0.0; 12 * 48]);
             let mut session = program.session().unwrap();
-            program.run(&mut session, &[&x, &z], &mut [&mut a, &mut b, &mut c], RunOptions::default()).unwrap();
+            program
+                .run(
+                    &mut session,
+                    &[Input::Maps(&x), Input::Maps(&z)],
+                    &mut [&mut a, &mut b, &mut c],
+                    RunOptions::default(),
+                )
+                .unwrap();
             assert!(a == b, "{window:?} on {}", isa.name());
             let enlarged = |i: usize| x[i / 48 * 12 + i % 48 / 8 / 2 * 4 + i % 8 / 2];
             assert!((0..5 * 48).all(|i| c[i] == enlarged(i)) && c[5 * 48..] == z, "{}", isa.name());
@@ -413,7 +420,7 @@ fn pools_keep_what_is_no_number() {
         };
         let (mut a, mut b) = (vec![0.0; x.len()], vec![0.0; x.len()]);
         let mut session = program.session().unwrap();
-        program.run(&mut session, &[&x], &mut [&mut a, &mut b], RunOptions::default()).unwrap();
+        program.run(&mut session, &[Input::Maps(&x)], &mut [&mut a, &mut b], RunOptions::default()).unwrap();
         let bits = |values: &[f32]| values.iter().map(|v| if v.is_nan() { 1 } else { v.to_bits() }).collect::<Vec<_>>();
         assert_eq!(bits(&a), bits(&pooled(&x)), "{}", isa.name());
         assert_eq!(bits(&b), bits(&pooled(&pooled(&x))), "{}", isa.name());
@@ -429,7 +436,7 @@ fn sessions_of_other_programs_are_refused() {
         builder.finish()
     };
     let (one, other) = (program(3), program(3));
-    let problem = other.run(&mut one.session().unwrap(), &[&[1.0; 3]], &mut [], RunOptions::default());
+    let problem = other.run(&mut one.session().unwrap(), &[Input::Maps(&[1.0; 3])], &mut [], RunOptions::default());
     assert!(problem.unwrap_err().contains("another program"));
 }
 
@@ -471,7 +478,9 @@ fn results_do_not_depend_on_threads() {
                 let program = builder.finish();
                 let mut y = vec![0.0; 2 * channels * size * size];
                 let x = noise(y.len(), 5);
-                program.run(&mut program.session().unwrap(), &[&x], &mut [&mut y], RunOptions::default()).unwrap();
+                program
+                    .run(&mut program.session().unwrap(), &[Input::Maps(&x)], &mut [&mut y], RunOptions::default())
+                    .unwrap();
                 y
             };
             let alone = run(1);
@@ -479,5 +488,48 @@ fn results_do_not_depend_on_threads() {
                 assert!(run(threads) == alone, "{algorithm:?} on {threads} threads of {}", isa.name());
             }
         }
+    }
+}
+
+/// Pixels are read as what they stand for, whatever lies around and between them.
+#[test]
+fn pictures_are_read_as_maps_of_unit_samples() {
+    let (batch, height, width) = (3, 5, 37);
+    let kinds = [(3, 3, false), (3, 3, true), (3, 4, false), (2, 16, true)];
+    for (isa, (channels, pixel, bf16)) in available().into_iter().flat_map(|isa| kinds.map(|kind| (isa, kind))) {
+        let view = View { pixel, bf16, ..View::dense(0, height + 2, width + 4, channels) };
+        let output = View::dense(view.end(batch).next_multiple_of(16), height + 2, width + 4, channels);
+        let pixels: Vec<u8> = (0..batch * height * width * channels).map(|i| (i * 37 + i / 256) as u8).collect();
+        let sample = |i: usize| {
+            let (x, y, channel) = (i % width, i / width % height, i / (width * height) % channels);
+            let row = i / (width * height * channels) * height + y;
+            f32::from(pixels[(row * width + x) * channels + channel]) / 255.0
+        };
+        let maps: Vec<f32> = (0..pixels.len()).map(sample).collect();
+        let kernels = noise(channels * channels * 9, 5);
+        let run = |input: Input<'_>| {
+            let mut builder = Builder::for_isa(isa, batch, 2, 20_000);
+            builder.import(view, (1, 2));
+            builder.convolution(&Convolution {
+                name: "conv",
+                window: square(3, 1, 1),
+                groups: 1,
+                inputs: vec![view.into()],
+                output,
+                residual: None,
+                act: Act::Identity,
+                kernels: Kernels::Fixed { kernels: &kernels, bias: &[] },
+                algorithm: if bf16 { Algorithm::DirectBf16 } else { Algorithm::Direct },
+            });
+            builder.export("out", output);
+            let program = builder.finish();
+            let mut y = vec![f32::NAN; batch * channels * (height + 2) * (width + 4)];
+            let mut session = program.session().unwrap();
+            program.run(&mut session, &[input], &mut [&mut y], RunOptions::default()).unwrap();
+            y
+        };
+        let expected = run(Input::Maps(&maps));
+        assert!(expected.iter().all(|value| value.is_finite()));
+        assert!(expected == run(Input::Pixels(&pixels)), "{} {channels} of {pixel}, bf16 {bf16}", isa.name());
     }
 }
