@@ -467,6 +467,7 @@ fn segmented(found: &[Candidate], prototypes: &Tensor, placement: &Placement, re
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::Model;
 
     #[test]
     fn weights_that_are_no_numbers_are_not_an_empty_picture() {
@@ -507,6 +508,28 @@ mod tests {
         assert_eq!(apart, batch.pictures);
         assert!(each.iter().all(|batch| batch.speed.inference == each[0].speed.inference));
     }
+
+    #[test]
+    fn a_model_sees_what_a_plan_sees() {
+        let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
+        let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
+        let options = DetectOptions { imgsz: [64, 64], conf_thres: 0.0, max_det: 3, ..Default::default() };
+        let plan = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
+        let plan = plan.with_options(options).unwrap();
+        let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
+        let model = Detector { engine: Engine::Model(Box::new(model)), ..plan.clone() };
+        let colour = |x: u32, y: u32| image::Rgb([2 * x as u8, 2 * y as u8, (x * y) as u8]);
+        let pictures = [(64, 40), (90, 64)].map(|(width, height)| RgbImage::from_fn(width, height, colour));
+        let (expected, got) = (model.detect_batch(&pictures).unwrap(), plan.detect_batch(&pictures).unwrap());
+        assert_eq!(got.network_shape, expected.network_shape);
+        for (got, expected) in got.pictures.iter().flatten().zip(expected.pictures.iter().flatten()) {
+            assert_eq!((got.bbox, got.class), (expected.bbox, expected.class));
+            assert!((got.confidence - expected.confidence).abs() < 1e-4 * expected.confidence, "{got:?} {expected:?}");
+        }
+        assert_eq!(got.pictures.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
+        assert!(plan.detect_batch(&[]).unwrap_err().to_string().contains("at least one picture"));
+    }
+
     #[test]
     fn runs_beside_each_other_give_what_each_gives_alone() {
         let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
