@@ -318,7 +318,7 @@ impl Job<'_> {
                 let vectors = (numbers - number).min(columns).div_ceil(I::LANES);
                 let (pixels, taps) = if !in_place {
                     (&copies[number..], taps)
-                } else if number + columns <= numbers {
+                } else if number + vectors * I::LANES <= numbers {
                     (&maps[self.piece.columns.0 + number..], taps)
                 } else {
                     // The last tile would read beyond the maps.

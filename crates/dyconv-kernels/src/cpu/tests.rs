@@ -95,6 +95,34 @@ fn sizes_around_the_tiles() {
     assert!(failures.is_empty(), "{} failures, such as {:#?}", failures.len(), &failures[..failures.len().min(3)]);
 }
 
+/// Experts that are read once for several samples of a thread, with weights given and with a router.
+#[test]
+fn threads_take_several_samples() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+    for (batch, channels, size) in [(4, (5, 9), (3, 11)), (6, (3, 30), (5, 10)), (7, (4, 17), (7, 7))] {
+        let s = shape(batch, channels, size, ONE).unwrap();
+        let (x, experts) = (wave(batch * channels.0 * size.0 * size.1, 0.1), wave(3 * s.kernel_len(), 0.5));
+        let router = Router { weight: &wave(3 * channels.0, 0.3), bias: &[0.1, -0.2, 0.3], routing: Routing::Sigmoid };
+        let mut weights = vec![0.0; batch * 3];
+        route(&x, router.weight, router.bias, router.routing, &mut weights, channels.0);
+        let mixed = |r: &[f32]| -> Vec<f32> {
+            let value = |i: usize| (0..3).map(|e| r[e] * experts[e * s.kernel_len() + i]).sum();
+            (0..s.kernel_len()).map(value).collect()
+        };
+        let kernels: Vec<f32> = weights.chunks_exact(3).flat_map(mixed).collect();
+        let expected = definition(&x, &kernels, &s);
+        for isa in available() {
+            let given = Kernels::Mixed { weights: &weights, experts: &experts };
+            for kernels in [given, Kernels::Routed { router, experts: &experts }] {
+                let mut y = vec![f32::NAN; expected.len()];
+                pool.install(|| conv2d_on(isa, &x, &kernels, &Epilogue::default(), &mut y, &s));
+                let near = y.iter().zip(&expected).all(|(y, expected)| (f64::from(*y) - expected).abs() < 1e-5);
+                assert!(near, "{}: {s:?}", isa.name());
+            }
+        }
+    }
+}
+
 #[test]
 fn the_widest_set_is_chosen() {
     assert_eq!(available().last(), Some(&IsaName::Scalar));
