@@ -342,7 +342,7 @@ impl Plan {
 
     fn run_with(&self, session: &mut PlanSession, input: Input<'_>, options: RunOptions) -> Result<()> {
         let (channels, height, width) = self.input;
-        let (values, got) = (self.batch() * channels * height * width, input.len());
+        let (values, got) = (self.batch() * channels * height * width, input.count());
         if got != values {
             return Err(Error::Shape {
                 what: "the plan's input".into(),

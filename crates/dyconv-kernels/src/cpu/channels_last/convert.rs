@@ -21,8 +21,7 @@ pub enum Input<'a> {
 
 impl Input<'_> {
     /// How many values it has.
-    #[allow(clippy::len_without_is_empty, reason = "no program reads nothing")]
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         match self {
             Self::Maps(map) => map.len(),
             Self::Pixels(pixels) => pixels.len(),
@@ -66,7 +65,8 @@ const UNIT_BF16: [u16; 256] = {
 /// Writes a row of pixels; `table` says what each sample stands for.
 ///
 /// # Safety
-/// There must be places for `channels` values, from `line` on, every `pixel` values.
+/// For each pixel of the row there must be places for `channels` values, the first from `line` on, the others `pixel` values further each;
+/// no other thread may use them.
 #[inline(always)]
 unsafe fn look_up<T: Copy>(row: &[u8], channels: usize, table: &[T; 256], line: *mut T, pixel: usize) {
     if pixel == channels {

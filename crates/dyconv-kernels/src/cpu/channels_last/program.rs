@@ -210,7 +210,7 @@ impl Program {
         outputs: &mut [&mut [f32]],
         options: RunOptions,
     ) -> Result<(), String> {
-        if !inputs.iter().map(Input::len).eq(self.inputs.iter().copied()) {
+        if !inputs.iter().map(Input::count).eq(self.inputs.iter().copied()) {
             return Err(format!("inputs: expected slices of {:?} values", self.inputs));
         }
         if !outputs.iter().map(|output| output.len()).eq(self.outputs.iter().copied()) {
