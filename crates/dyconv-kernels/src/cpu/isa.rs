@@ -151,6 +151,8 @@ pub(crate) unsafe trait Isa: Copy + Send + Sync {
     }
     /// Asks for the cache line of the first value of `x` to be read.
     fn prefetch(self, x: &[f32]);
+    /// Asks for the cache line of `x` to be brought into a level-2 cache; it need not be one that may be read.
+    fn fetch_ahead(self, x: *const f32);
     /// Runs `body` with this instruction set enabled, so that what is inlined into it compiles to it.
     fn run<R>(self, body: impl FnOnce() -> R) -> R;
     /// As [`Isa::run`], as a function of its own: inlined into a large one, an inner loop would have to share its registers.

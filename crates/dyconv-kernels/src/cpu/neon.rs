@@ -170,6 +170,8 @@ unsafe impl Isa for Neon {
 
     #[inline(always)]
     fn prefetch(self, _: &[f32]) {}
+    #[inline(always)]
+    fn fetch_ahead(self, _: *const f32) {}
 
     #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {

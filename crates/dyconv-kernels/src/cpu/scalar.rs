@@ -110,6 +110,8 @@ unsafe impl Isa for Scalar {
 
     #[inline(always)]
     fn prefetch(self, _: &[f32]) {}
+    #[inline(always)]
+    fn fetch_ahead(self, _: *const f32) {}
 
     #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {

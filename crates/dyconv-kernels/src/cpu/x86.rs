@@ -177,6 +177,11 @@ unsafe impl Isa for Avx2 {
         // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
     }
+    #[inline(always)]
+    fn fetch_ahead(self, x: *const f32) {
+        // SAFETY: a prefetch reads nothing and takes any address; x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
+    }
 
     #[inline(always)]
     fn run<R>(self, body: impl FnOnce() -> R) -> R {
@@ -416,6 +421,11 @@ unsafe impl<const BF16: bool> Isa for Avx512<BF16> {
     fn prefetch(self, x: &[f32]) {
         // SAFETY: a prefetch reads nothing; x86-64 has the instruction.
         unsafe { _mm_prefetch::<_MM_HINT_T0>(x.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn fetch_ahead(self, x: *const f32) {
+        // SAFETY: a prefetch reads nothing and takes any address; x86-64 has the instruction.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(x.cast()) }
     }
 
     #[inline(always)]

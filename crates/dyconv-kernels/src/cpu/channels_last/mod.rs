@@ -3,12 +3,14 @@
 //! A [`Program`] is built once: kernels packed, places given, checked. A [`Session`] is the memory and the threads of one run at
 //! a time; many sessions may run one program. Running allocates nothing and locks nothing.
 
+mod ahead;
 #[cfg(test)]
 mod bf16_tests;
 mod build;
 mod convert;
 mod depthwise;
 mod direct;
+mod experts;
 mod finish;
 mod memory;
 mod mixing;

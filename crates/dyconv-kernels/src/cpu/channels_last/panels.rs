@@ -12,8 +12,10 @@ use rayon::prelude::*;
 
 use super::super::isa::Isa;
 use super::super::{ConvShape, Epilogue, Kernels, route};
+use super::ahead::Ahead;
 use super::direct::PANEL_VECTORS;
-use super::finish::{load_part, store_part};
+use super::experts::{self, BLOCK, Block};
+use super::finish::load_part;
 use super::memory::{Arena, LINE, Lines};
 use super::planar::{From, To, turn_in};
 use super::product::{ZEROS, product};
@@ -21,11 +23,9 @@ use super::transforms::OUT;
 use super::turn::turn;
 use super::winograd::{self, Layout, POINTS, Phase, SKEW, Winograd};
 
-/// Input channels of a block: transformed kernels of a panel take about a seventh of a level-2 cache of 512 KiB.
-const BLOCK: usize = 32;
 /// Tiles of a group: products of a panel take about half of a level-2 cache. Fewer in tests, whose maps are small, so that they
 /// take several groups.
-const TILES: usize = if cfg!(test) { 40 } else { 128 };
+const TILES: usize = if cfg!(test) { 40 } else { 104 };
 /// Values of the transformed maps of a group, about: a share of a level-3 cache.
 const MAP_VALUES: usize = 2 * 1024 * 1024;
 
@@ -39,8 +39,10 @@ thread_local! {
 enum Source<'a> {
     /// Transformed and packed.
     Packed(&'a [f32]),
-    /// Mixed for each sample; with one weight, 1, that is the same for all, or experts that are a sample's own.
-    Mixed { weights: &'a [f32], experts: &'a [f32], per_sample: bool },
+    /// `[K, out, in, 3, 3]`, to be mixed for each sample; or, with one weight, 1, one kernel for all or one for each sample.
+    Experts { values: &'a [f32], per_sample: bool },
+    /// Experts block by block of each panel, as [`experts::turn_all`] leaves them.
+    Turned(&'a [f32]),
 }
 
 /// Some rows of tiles of a sample.
@@ -76,6 +78,10 @@ struct Panels<'a> {
     conv: Winograd,
     shape: &'a ConvShape,
     source: Source<'a>,
+    /// `[K]`, or `[batch, K]`.
+    weights: &'a [f32],
+    /// Whether a group is of one sample.
+    alone: bool,
     epilogue: &'a Epilogue<'a>,
     /// How a unit's transformed maps lie: block by block of channels, in each point by point, so that a task reads them from
     /// the first to the last.
@@ -84,6 +90,20 @@ struct Panels<'a> {
     inputs: usize,
     /// Values of a point's products of a unit.
     point: usize,
+}
+
+/// Transformed kernels of a block.
+struct Made {
+    /// Of which samples they are.
+    samples: Range<usize>,
+    start: *const f32,
+    /// Values from a sample's to the next one's, and from a point's.
+    sample: usize,
+    point: usize,
+}
+
+impl Made {
+    const NOTHING: Self = Self { samples: 0..0, start: std::ptr::null(), sample: 0, point: 0 };
 }
 
 /// Places in a task's memory.
@@ -119,6 +139,8 @@ pub(super) fn conv2d<I: Isa>(
     let group = divide(&mut conv, shape.batch);
     let chunks = conv.tiles().0.div_ceil(conv.chunk / conv.tiles().1);
     let all = shape.batch * chunks;
+    // Of several samples a group.
+    let several = all > group && group > chunks;
     let source = match *kernels {
         Kernels::Packed(kernels) => Source::Packed(kernels.values()),
         // Transformed once for all groups.
@@ -127,17 +149,27 @@ pub(super) fn conv2d<I: Isa>(
             super::planar::mix(isa, shape, &[1.0], kernels, packed.as_mut_ptr());
             Source::Packed(packed.values())
         }
-        Kernels::Shared(experts) => Source::Mixed { weights: &[1.0], experts, per_sample: false },
-        Kernels::PerSample(experts) => Source::Mixed { weights: &[1.0], experts, per_sample: true },
-        Kernels::Mixed { weights, experts } => Source::Mixed { weights, experts, per_sample: false },
-        // Their weights are computed group by group.
-        Kernels::Routed { experts, .. } => Source::Mixed { weights: &[], experts, per_sample: false },
+        Kernels::Shared(values) => Source::Experts { values, per_sample: false },
+        Kernels::PerSample(values) => Source::Experts { values, per_sample: true },
+        // Turned once for all groups.
+        Kernels::Mixed { experts, .. } | Kernels::Routed { experts, .. } if several => {
+            experts::turn_all(isa, &conv.packing, experts, packed);
+            let count = experts.len() / experts::kernel_len(&conv.packing);
+            Source::Turned(&packed.values()[..experts::turned_len(&conv.packing, count)])
+        }
+        Kernels::Mixed { experts: values, .. } | Kernels::Routed { experts: values, .. } => {
+            Source::Experts { values, per_sample: false }
+        }
+    };
+    let weights: &[f32] = match *kernels {
+        Kernels::Mixed { weights, .. } => weights,
+        _ => &[1.0],
     };
     let point_in = conv.chunk * BLOCK + SKEW;
     let layout = Layout { row_in: BLOCK, block_in: POINTS * point_in, point_in, ..conv.layout::<I>() };
     let point = (conv.chunk * PANEL_VECTORS * I::LANES + SKEW).next_multiple_of(LINE);
     let inputs = conv.packing.taps.div_ceil(BLOCK) * layout.block_in;
-    let panels = Panels { conv, shape, source, epilogue, layout, inputs, point };
+    let panels = Panels { conv, shape, source, weights, alone: false, epilogue, layout, inputs, point };
     let samples = group.div_ceil(chunks) + 1;
     let input = panels.conv.input;
     let common = input.end(samples).next_multiple_of(LINE);
@@ -145,14 +177,16 @@ pub(super) fn conv2d<I: Isa>(
     let out = To(y.as_mut_ptr().cast());
     for first in (0..all).step_by(group) {
         let units = Units { first, count: group.min(all - first), chunks };
-        let mut panels = panels.clone();
-        if let Kernels::Routed { ref router, experts } = *kernels {
-            let (first, last) = units.samples();
+        let (first, last) = units.samples();
+        if let Kernels::Routed { ref router, .. } = *kernels {
             let (len, count) = (x.len() / shape.batch, router.bias.len());
             routing.resize(shape.batch * count, 0.0);
             let weights = &mut routing[first * count..(last + 1) * count];
             route::by_router(isa, &x[first * len..(last + 1) * len], router, weights);
-            panels.source = Source::Mixed { weights: routing, experts, per_sample: false };
+        }
+        let mut panels = Panels { alone: first == last, ..panels.clone() };
+        if let Kernels::Routed { .. } = kernels {
+            panels.weights = routing;
         }
         let panels = &panels;
         let arena = Arena::new(maps);
@@ -216,14 +250,9 @@ impl Panels<'_> {
     /// The parts of a task's memory.
     fn places<I: Isa>(&self, own: &mut Lines, group: usize) -> Places {
         let width = PANEL_VECTORS * I::LANES;
-        let experts = match self.source {
-            Source::Packed(_) => 0,
-            Source::Mixed { per_sample: true, .. } => 1,
-            Source::Mixed { experts, .. } => experts.len() / self.shape.kernel_len(),
-        };
-        let kernels = (POINTS * (BLOCK * width + SKEW)).next_multiple_of(LINE);
+        let kernels = 2 * POINTS * (BLOCK * width + SKEW);
         let rows = OUT * self.conv.tiles().1 * OUT * width;
-        let experts = experts * BLOCK * 9 * width;
+        let experts = self.experts() * BLOCK * 9 * width;
         let products = group * POINTS * self.point;
         let lines = width * 9 * BLOCK;
         own.grow(kernels + rows + experts + lines + products);
@@ -244,43 +273,17 @@ impl Panels<'_> {
         let vectors = packing.vectors(panel);
         let width = vectors * I::LANES;
         let layout = self.layout;
-        let (first_sample, last_sample) = units.samples();
-        let alone = first_sample == last_sample;
+        let (_, last_sample) = units.samples();
         for first in (0..packing.taps).step_by(BLOCK) {
-            let channels = BLOCK.min(packing.taps - first);
-            let mut ready = None;
+            let block = Block::new(packing, panel, first);
+            let mut made = Made::NOTHING;
+            let mut ahead = self.ahead::<I>(&block);
             for index in 0..units.count {
                 let unit = units.at(index);
-                let (kernels, step) = match self.source {
-                    Source::Packed(packed) => {
-                        let start = packed.as_ptr().wrapping_add(packing.panel(panel) + first * width);
-                        (start, winograd::point_len(packing))
-                    }
-                    Source::Mixed { weights, experts, per_sample } => {
-                        if ready != Some(unit.sample) && (ready.is_none() || per_sample || weights.len() > 1) {
-                            let len = self.shape.kernel_len();
-                            let experts = if per_sample { &experts[unit.sample * len..][..len] } else { experts };
-                            let count = experts.len() / len;
-                            let row = if weights.len() == count { 0 } else { unit.sample * count };
-                            let weights = &weights[row..row + count];
-                            let block = (first, channels);
-                            if alone {
-                                // Nobody else takes a mixture from them: fewer values are turned.
-                                self.mix_rows(isa, panel, block, (weights, experts), places.lines);
-                                let lines = (places.lines.cast_const(), 9 * channels);
-                                self.turn_rows(isa, panel, channels, lines, places.experts);
-                                self.mix_block(isa, (channels, vectors), &[1.0], places);
-                            } else {
-                                if ready.is_none() || per_sample {
-                                    self.turn_experts(isa, panel, block, experts, places.experts);
-                                }
-                                self.mix_block(isa, (channels, vectors), weights, places);
-                            }
-                            ready = Some(unit.sample);
-                        }
-                        (places.kernels.cast_const(), channels * width + SKEW)
-                    }
-                };
+                if !made.samples.contains(&unit.sample) {
+                    made = self.make(isa, &block, unit.sample..last_sample + 1, &made, places);
+                }
+                let kernels = made.start.wrapping_add((unit.sample - made.samples.start) * made.sample);
                 let tiles = self.tiles_of(unit);
                 let height = tiles.div_ceil(tiles.div_ceil(I::TILE_ROWS));
                 let inputs = maps.get().wrapping_add(index * self.inputs + first / BLOCK * layout.block_in);
@@ -290,11 +293,21 @@ impl Panels<'_> {
                         let size = (height.min(tiles - tile), vectors);
                         let rows = inputs.wrapping_add(point * layout.point_in + tile * layout.row_in);
                         let to = products.wrapping_add(point * self.point + tile * width);
-                        let kernels = kernels.wrapping_add(point * step);
+                        let kernels = kernels.wrapping_add(point * made.point);
                         let start = if first == 0 { (ZEROS.as_ptr(), 0) } else { (to.cast_const(), width) };
                         // SAFETY: there are transformed maps and products for every tile of the unit, and kernels for the block.
                         unsafe {
-                            product(isa, size, (rows, layout.row_in), channels, kernels, start, (to, width));
+                            // Of maps, what the next point reads.
+                            let lines = [(rows.wrapping_add(layout.point_in), LINE), ahead.lines(rows)];
+                            product::<I, true>(
+                                isa,
+                                (size, block.channels),
+                                (rows, layout.row_in),
+                                kernels,
+                                start,
+                                (to, width),
+                                lines,
+                            );
                         }
                     }
                 }
@@ -307,104 +320,95 @@ impl Panels<'_> {
         }
     }
 
+    /// Transformed kernels of a block for some of the samples, at least the first; `made` are those of samples before.
+    #[inline(always)]
+    fn make<I: Isa>(&self, isa: I, block: &Block, samples: Range<usize>, made: &Made, places: &Places) -> Made {
+        let packing = &self.conv.packing;
+        let (channels, vectors) = (block.channels, packing.vectors(block.panel));
+        let width = vectors * I::LANES;
+        let point = channels * width + SKEW;
+        let sample = samples.start;
+        let mut new = Made { samples, start: places.kernels, sample: 0, point };
+        let (experts, own) = match self.source {
+            Source::Packed(packed) => {
+                let start = packed.as_ptr().wrapping_add(packing.panel(block.panel) + block.first * width);
+                return Made { start, point: winograd::point_len(packing), ..new };
+            }
+            Source::Turned(values) => (values[block.turned::<I>(packing, self.experts()).0..].as_ptr(), false),
+            Source::Experts { values, per_sample } => {
+                let len = self.shape.kernel_len();
+                let values = if per_sample { &values[sample * len..][..len] } else { values };
+                if self.experts() > 1 && self.alone {
+                    // Nobody else takes a mixture from them: fewer values are turned.
+                    experts::mix_rows(isa, packing, block, (self.weights_of(sample), values), places.lines);
+                    let lines = (places.lines.cast_const(), 9 * channels);
+                    experts::turn_rows(isa, packing, block, lines, places.experts);
+                    experts::mix_block(isa, (channels, vectors), [&[1.0]], places.experts, [places.kernels]);
+                    return new;
+                }
+                if made.samples.is_empty() || per_sample {
+                    experts::turn_block(isa, packing, block, values, places.experts);
+                }
+                (places.experts.cast_const(), per_sample)
+            }
+        };
+        let (size, weights) = ((channels, vectors), self.weights_of(sample));
+        if !own && self.weights.len() == weights.len() {
+            experts::mix_block(isa, size, [weights], experts, [places.kernels]);
+        } else if !own && new.samples.len() > 1 {
+            // An expert that is read once makes kernels of two samples.
+            new.sample = POINTS * (BLOCK * PANEL_VECTORS * I::LANES + SKEW);
+            new.samples.end = sample + 2;
+            let kernels = [places.kernels, places.kernels.wrapping_add(new.sample)];
+            experts::mix_block(isa, size, [weights, self.weights_of(sample + 1)], experts, kernels);
+        } else {
+            new.samples.end = sample + 1;
+            experts::mix_block(isa, size, [weights], experts, [places.kernels]);
+        }
+        new
+    }
+
+    /// Experts of the block after this one, which the same thread will mostly want next.
+    fn ahead<I: Isa>(&self, block: &Block) -> Ahead {
+        let packing = &self.conv.packing;
+        let Some(next) = block.next(packing) else { return Ahead::NOTHING };
+        match self.source {
+            Source::Experts { values, per_sample: false } => {
+                Ahead::rows(values, self.shape.kernel_len(), next.rows::<I>(packing), 9 * next.channels)
+            }
+            Source::Turned(values) => {
+                let (start, len) = next.turned::<I>(packing, self.experts());
+                Ahead::values(&values[start..start + len], block.channels)
+            }
+            Source::Packed(values) => {
+                let width = packing.vectors(next.panel) * I::LANES;
+                let (start, point) = (packing.panel(next.panel) + next.first * width, winograd::point_len(packing));
+                Ahead::parts(&values[start..], (POINTS, point), next.channels * width, block.channels)
+            }
+            Source::Experts { .. } => Ahead::NOTHING,
+        }
+    }
+
+    /// Experts that are mixed.
+    fn experts(&self) -> usize {
+        match self.source {
+            Source::Packed(_) => 0,
+            Source::Experts { per_sample: true, .. } => 1,
+            Source::Experts { values, .. } => values.len() / self.shape.kernel_len(),
+            Source::Turned(values) => values.len() / (9 * self.conv.packing.len()),
+        }
+    }
+
+    /// Weights of a sample's experts.
+    fn weights_of(&self, sample: usize) -> &[f32] {
+        let count = self.experts();
+        let row = if self.weights.len() == count { 0 } else { sample * count };
+        &self.weights[row..row + count]
+    }
+
     fn tiles_of(&self, unit: Unit) -> usize {
         let (rows, columns) = self.conv.tiles();
         self.conv.chunk.min(rows * columns - unit.chunk * self.conv.chunk)
-    }
-
-    /// Mixes experts `[K, out, in, 3, 3]` of a panel and a block of channels in their own order, `[width, in, 9]`.
-    #[inline(always)]
-    fn mix_rows<I: Isa>(
-        &self,
-        isa: I,
-        panel: usize,
-        (first, channels): (usize, usize),
-        (weights, experts): (&[f32], &[f32]),
-        to: *mut f32,
-    ) {
-        let packing = &self.conv.packing;
-        let row = panel * PANEL_VECTORS * I::LANES;
-        let rows = (packing.vectors(panel) * I::LANES).min(packing.out - row);
-        let len = 9 * channels;
-        for lane in 0..rows {
-            let start = ((row + lane) * packing.taps + first) * 9;
-            let to = to.wrapping_add(lane * len);
-            let mut at = 0;
-            while at < len {
-                // Channels of a block are whole vectors of taps but for a last one.
-                let count = len - at;
-                let mut sum = isa.splat(0.0);
-                for (expert, weight) in weights.iter().enumerate() {
-                    let from = experts[expert * self.shape.kernel_len() + start + at..].as_ptr();
-                    // SAFETY: the expert has `count` more values of this row and block.
-                    sum = isa.fma(isa.splat(*weight), unsafe { load_part(isa, from, count) }, sum);
-                }
-                // SAFETY: there is room for the rows of a panel.
-                unsafe { store_part(isa, to.wrapping_add(at), sum, count) };
-                at += I::LANES;
-            }
-        }
-    }
-
-    /// Experts `[K, out, in, 3, 3]` of a panel and a block of channels, turned to `[K, in, 9, width]`.
-    #[inline(always)]
-    fn turn_experts<I: Isa>(
-        &self,
-        isa: I,
-        panel: usize,
-        (first, channels): (usize, usize),
-        experts: &[f32],
-        to: *mut f32,
-    ) {
-        let row = panel * PANEL_VECTORS * I::LANES;
-        let taps = self.conv.packing.taps;
-        let width = self.conv.packing.vectors(panel) * I::LANES;
-        for (index, expert) in experts.chunks_exact(self.shape.kernel_len()).enumerate() {
-            let to = to.wrapping_add(index * channels * 9 * width);
-            let from = expert[(row * taps + first) * 9..].as_ptr();
-            self.turn_rows(isa, panel, channels, (from, 9 * taps), to);
-        }
-    }
-
-    /// Turns a panel's rows of the taps of a block, which begin so many values apart; zeros where there are no more channels.
-    #[inline(always)]
-    fn turn_rows<I: Isa>(&self, isa: I, panel: usize, channels: usize, from: (*const f32, usize), to: *mut f32) {
-        let packing = &self.conv.packing;
-        let width = packing.vectors(panel) * I::LANES;
-        let rows = width.min(packing.out - panel * PANEL_VECTORS * I::LANES);
-        // SAFETY: there are `rows` more rows of all taps; the memory has a row for each tap of the block.
-        unsafe { turn(isa, (rows, 9 * channels), from, (to, width)) };
-        for tap in 0..9 * channels {
-            for lane in rows..width {
-                // SAFETY: as above.
-                unsafe { *to.add(tap * width + lane) = 0.0 };
-            }
-        }
-    }
-
-    /// Mixes and transforms the kernels of a block.
-    #[inline(always)]
-    fn mix_block<I: Isa>(&self, isa: I, (channels, vectors): (usize, usize), weights: &[f32], places: &Places) {
-        let width = vectors * I::LANES;
-        for channel in 0..channels {
-            for vector in 0..vectors {
-                let place = channel * width + vector * I::LANES;
-                let mut nine = [isa.splat(0.0); 9];
-                for (expert, weight) in weights.iter().enumerate() {
-                    let weight = isa.splat(*weight);
-                    let from =
-                        places.experts.wrapping_add((expert * channels + channel) * 9 * width + vector * I::LANES);
-                    for tap in 0..9 {
-                        // SAFETY: the turned experts have a row for each tap of the block.
-                        nine[tap] = isa.fma(weight, unsafe { isa.load_at(from.add(tap * width)) }, nine[tap]);
-                    }
-                }
-                // SAFETY: the kernels of each point have a row for each channel of the block.
-                unsafe {
-                    winograd::transform_packed(isa, &nine, places.kernels.wrapping_add(place), channels * width + SKEW)
-                };
-            }
-        }
     }
 
     /// Turns the products of a unit into its part of the sample's maps.

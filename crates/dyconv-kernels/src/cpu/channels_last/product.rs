@@ -3,20 +3,21 @@
 use super::super::isa::Isa;
 use super::tile::by_size;
 
-/// `out[i] = start[i] + sum over k of rows[i][k] * weights[k]`, without an epilogue.
+/// `out[i] = start[i] + sum over k of rows[i][k] * weights[k]`, without an epilogue. With `AHEAD` it asks with every `k` for two cache
+/// lines of values that come later: the first ones, and how many values apart the others are.
 ///
 /// # Safety
 /// `size.0` rows of `depth` values must be readable, as many of whole vectors at `start` readable and at `out` writable, and the
 /// panel readable.
 #[inline(always)]
-pub(super) unsafe fn product<I: Isa>(
+pub(super) unsafe fn product<I: Isa, const AHEAD: bool>(
     isa: I,
-    size: (usize, usize),
+    (size, depth): ((usize, usize), usize),
     (rows, row_in): (*const f32, usize),
-    depth: usize,
     weights: *const f32,
     (start, row_start): (*const f32, usize),
     (out, row_out): (*mut f32, usize),
+    ahead: [(*const f32, usize); 2],
 ) {
     macro_rules! run {
         ($m:literal, $n:literal) => {{
@@ -34,6 +35,10 @@ pub(super) unsafe fn product<I: Isa>(
                     }
                     let mut weights = weights;
                     for k in 0..depth {
+                        if AHEAD {
+                            isa.fetch_ahead(ahead[0].0.wrapping_add(k * ahead[0].1));
+                            isa.fetch_ahead(ahead[1].0.wrapping_add(k * ahead[1].1));
+                        }
                         let mut row = [sums[0][0]; $n];
                         for j in 0..$n {
                             row[j] = isa.load_at(weights.add(j * I::LANES));

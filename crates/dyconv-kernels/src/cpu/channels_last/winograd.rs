@@ -452,7 +452,15 @@ impl Chunk<'_> {
                 let (rows, out) = (inputs.wrapping_add(first * row_in), products.wrapping_add(first * row_out));
                 // SAFETY: the scratch has rows for all tiles of the chunk, the weights a row for each input channel.
                 unsafe {
-                    product(isa, size, (rows, row_in), packing.taps, weights, (ZEROS.as_ptr(), 0), (out, row_out))
+                    product::<I, false>(
+                        isa,
+                        (size, packing.taps),
+                        (rows, row_in),
+                        weights,
+                        (ZEROS.as_ptr(), 0),
+                        (out, row_out),
+                        [(rows, 0); 2],
+                    )
                 };
             }
         }
