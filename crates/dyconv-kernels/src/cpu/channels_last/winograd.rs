@@ -15,7 +15,7 @@ use rayon::prelude::*;
 use super::super::isa::Isa;
 use super::direct::{PANEL_VECTORS, Packing, Weights};
 use super::finish::{Act, load_part, put};
-use super::memory::{Arena, View};
+use super::memory::{Arena, LINE, View};
 use super::product::{ZEROS, product};
 use super::team::Member;
 use super::transforms::{KERNELS, OUT, backward, forward, kernel_forward, kernels};
@@ -444,24 +444,26 @@ impl Chunk<'_> {
         let weights = self.weights.wrapping_add(self.conv.kernel(slot) * point_len(packing));
         // Tiles of equal height waste least.
         let height = self.count.div_ceil(self.count.div_ceil(I::TILE_ROWS));
+        let far = !self.conv.near();
         for panel in panels.0..panels.1 {
             let weights = weights.wrapping_add(packing.panel(panel));
             let products = products.wrapping_add(panel * PANEL_VECTORS * I::LANES);
             for first in (0..self.count).step_by(height) {
                 let size = (height.min(self.count - first), packing.vectors(panel));
                 let (rows, out) = (inputs.wrapping_add(first * row_in), products.wrapping_add(first * row_out));
+                let (start, out) = ((ZEROS.as_ptr(), 0), (out, row_out));
+                let row = size.1 * I::LANES;
+                // Of kernels, the next panel, once for all tiles.
+                let next = weights.wrapping_add(packing.taps * row);
+                let ahead = if first == 0 { [(next, row), (next.wrapping_add(LINE), row)] } else { [(rows, 0); 2] };
                 // SAFETY: the scratch has rows for all tiles of the chunk, the weights a row for each input channel.
                 unsafe {
-                    product::<I, false>(
-                        isa,
-                        (size, packing.taps),
-                        (rows, row_in),
-                        weights,
-                        (ZEROS.as_ptr(), 0),
-                        (out, row_out),
-                        [(rows, 0); 2],
-                    )
-                };
+                    if far {
+                        product::<I, true>(isa, (size, packing.taps), (rows, row_in), weights, start, out, ahead);
+                    } else {
+                        product::<I, false>(isa, (size, packing.taps), (rows, row_in), weights, start, out, ahead);
+                    }
+                }
             }
         }
     }
