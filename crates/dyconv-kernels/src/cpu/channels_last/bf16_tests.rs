@@ -4,12 +4,14 @@ use super::super::amx::Amx;
 use super::super::conformance::noise;
 use super::super::isa::bf16_bits;
 use super::super::{IsaName, available};
+use super::build::has_bf16;
 use super::tests::square;
 use super::*;
 
-/// Instruction sets, each without tiles, and with them where bf16 goes on such.
+/// Instruction sets that have what the algorithm needs, each without tiles, and with them where bf16 goes on such.
 pub(super) fn kinds(algorithm: Algorithm) -> Vec<(IsaName, bool)> {
-    let mut kinds: Vec<_> = available().into_iter().map(|isa| (isa, false)).collect();
+    let able = |isa: &IsaName| algorithm != Algorithm::DirectBf16 || has_bf16(*isa);
+    let mut kinds: Vec<_> = available().into_iter().filter(able).map(|isa| (isa, false)).collect();
     if algorithm == Algorithm::DirectBf16 && Amx::detect().is_some() && available().contains(&IsaName::Avx512) {
         kinds.push((IsaName::Avx512, true));
     }

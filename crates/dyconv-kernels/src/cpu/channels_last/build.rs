@@ -69,7 +69,11 @@ pub fn multiplies_on_tiles() -> bool {
     chosen() == IsaName::Avx512 && multiplies_bf16() && Amx::detect().is_some()
 }
 
-/// Whether values can be rounded to bf16 here.
+/// Whether a set of this CPU rounds to bf16: not AVX-512 of a CPU that lacks AVX512-BF16.
+pub(super) fn has_bf16(isa: IsaName) -> bool {
+    with(isa, HasBf16).unwrap_or(false)
+}
+
 struct HasBf16;
 
 impl Job for HasBf16 {
@@ -260,7 +264,7 @@ impl Builder {
     /// Copies a map from outside into the middle of `view`, with `border` rows above and below and columns left and right.
     pub fn import(&mut self, view: View, border: (usize, usize)) {
         self.check_any(&view);
-        assert!(!view.bf16 || with(self.isa, HasBf16).unwrap_or(false), "this CPU has no bf16");
+        assert!(!view.bf16 || has_bf16(self.isa), "this CPU has no bf16");
         assert!(view.height > 2 * border.0 && view.width > 2 * border.1);
         let import = Import { view, border };
         let (height, width) = import.size();
