@@ -1,9 +1,10 @@
 //! Pictures on their way: read and fitted ahead of the network, drawn and written behind it, in threads of their own.
 //!
 //! ```text
-//! read (threads, a picture each) ─▶ gather (a batch, letterboxed) ─▶ network (lanes, a batch each) ─▶ finish (threads, a picture
-//! each) ─▶ write
+//! read and fit (threads, a picture each) ─▶ network (lanes, a batch each) ─▶ finish (threads, a picture each) ─▶ write
 //! ```
+//!
+//! Where batches are of several pictures, a thread of its own between the first two gathers and fits them.
 //!
 //! Every arrow is a bounded channel that keeps the order of the pictures. A stage that ends drops its ends of them, and that
 //! ends the others: the ones before it have nobody to work for, the ones after it do what is still on its way.
@@ -93,12 +94,19 @@ impl Run<'_> {
         let threads = (cores / 2).clamp(LEAST_THREADS, MOST_THREADS);
         thread::scope(|scope| {
             let jobs = self.jobs.iter().enumerate().take_while(|_| !self.stop.load(Ordering::Relaxed));
-            let pictures = in_order(scope, threads, jobs, |(number, job): (usize, &Job)| (number, job.source.read()));
-            let (gathered, batches) = sync_channel(0);
-            scope.spawn(move || self.gather(pictures, &gathered));
+            let read = |(number, job): (usize, &Job)| (number, job.source.read());
+            let batches: Box<dyn Iterator<Item = Gathered> + Send> = if self.batch <= 1 {
+                // Whoever has just decoded a picture has it in a near cache.
+                Box::new(in_order(scope, threads, jobs, move |job| self.fit([read(job)])))
+            } else {
+                let pictures = in_order(scope, threads, jobs, read);
+                let (gathered, batches) = sync_channel(0);
+                scope.spawn(move || self.gather(pictures, &gathered));
+                Box::new(batches.into_iter())
+            };
 
             let lanes = self.detector.lanes();
-            let seen = in_order(scope, lanes, batches.into_iter(), |gathered| self.look_at(gathered));
+            let seen = in_order(scope, lanes, batches, |gathered| self.look_at(gathered));
             let finished = in_order(scope, threads, seen.flat_map(each), |seen| self.finish(seen?));
             self.write(finished, writer)
         })
@@ -107,25 +115,28 @@ impl Run<'_> {
     /// Makes batches of pictures, ready for the network.
     fn gather(&self, mut pictures: impl Iterator<Item = Numbered<RgbImage>>, batches: &SyncSender<Gathered>) {
         loop {
-            let (mut numbers, mut images, mut refused) = (Vec::new(), Vec::new(), Vec::new());
-            for (number, read) in pictures.by_ref().take(self.batch.max(1)) {
-                match read {
-                    Ok(image) => {
-                        numbers.push(number);
-                        images.push(image);
-                    }
-                    Err(error) => refused.push((number, error)),
-                }
-            }
-            if numbers.is_empty() && refused.is_empty() {
-                return;
-            }
-            let mut gathered = self.prepare(numbers, images);
-            gathered.refused.append(&mut refused);
-            if batches.send(gathered).is_err() {
+            let batch: Vec<_> = pictures.by_ref().take(self.batch).collect();
+            if batch.is_empty() || batches.send(self.fit(batch)).is_err() {
                 return;
             }
         }
+    }
+
+    /// Makes a batch of pictures as they were read.
+    fn fit(&self, pictures: impl IntoIterator<Item = Numbered<RgbImage>>) -> Gathered {
+        let (mut numbers, mut images, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        for (number, read) in pictures {
+            match read {
+                Ok(image) => {
+                    numbers.push(number);
+                    images.push(image);
+                }
+                Err(error) => refused.push((number, error)),
+            }
+        }
+        let mut gathered = self.prepare(numbers, images);
+        gathered.refused.append(&mut refused);
+        gathered
     }
 
     /// Fits pictures into the network's input. One that does not fit spoils its batch: then each goes on its own.
