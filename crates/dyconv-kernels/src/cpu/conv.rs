@@ -7,11 +7,10 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
 use super::isa::{Isa, copy};
 use super::own;
 use super::pack::{self, Packing};
+use super::phases::share;
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
 use super::tile::{self, MAX_VALUES, Offsets};
@@ -148,7 +147,7 @@ fn fill_blocks<'a, I: Isa>(
     let least = (TASK_VALUES / (packing.block_len() * samples)).max(1);
     let out = Shared::filled(packed);
     // All samples of a block one after the other: its rows of the experts are then near.
-    (0..blocks).into_par_iter().with_min_len(least).for_each(|index| {
+    let fill = |index: usize| {
         let (group, block) = (index / per_group, index % per_group);
         let rows = group * group_len + block * packing.height * packing.taps..(group + 1) * group_len;
         for sample in 0..samples {
@@ -160,7 +159,8 @@ fn fill_blocks<'a, I: Isa>(
                 || pack::mix(isa, &packing, weights, experts, shape.kernel_len(), rows.clone(), packed),
             );
         }
-    });
+    };
+    share(blocks.div_ceil(least), |task| (task * least..((task + 1) * least).min(blocks)).for_each(fill));
 }
 
 /// Runs the convolution with packed kernels: `set` values a sample, or none where all samples share them.
@@ -190,7 +190,7 @@ fn convolve<I: Isa>(
     let pieces = (units * unit).div_ceil(step);
     let parts = threads.div_ceil(maps * pieces).min(packing.blocks());
     let out = Shared::new(y);
-    (0..maps * pieces * parts).into_par_iter().for_each(|task| {
+    share(maps * pieces * parts, |task| {
         let (map, piece, part) = (task / (pieces * parts), task / parts % pieces, task % parts);
         let (sample, group) = (map / groups, map % groups);
         let (from, to) = (piece * step, ((piece + 1) * step).min(if single { shape.output.1 } else { shape.output.0 }));

@@ -7,10 +7,8 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
 use super::isa::{Isa, copy};
-use super::phases::phases;
+use super::phases::{phases, share};
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
 use super::{ConvShape, Epilogue, Kernels, Router, mix, route, with_kept};
@@ -92,10 +90,11 @@ fn routed<I: Isa>(
     let (map, plane) = (shape.input.0 * shape.input.1, shape.output.0 * shape.output.1);
     let window = shape.config.kernel.0 * shape.config.kernel.1;
     let (count, len) = (router.bias.len(), shape.kernel_len());
-    let samples = x.par_chunks_exact(channels * map).zip(y.par_chunks_exact_mut(channels * plane));
-    samples.enumerate().for_each(|(sample, (maps, y))| {
-        // SAFETY: the values are written by `channel`, row by row, before anything reads them.
-        let y = unsafe { std::slice::from_raw_parts_mut(y.as_mut_ptr().cast::<f32>(), y.len()) };
+    let y = Shared::new(y);
+    share(shape.batch, |sample| {
+        let maps = &x[sample * channels * map..][..channels * map];
+        // SAFETY: each task has its own sample, and the values are written by `channel`, row by row, before anything reads them.
+        let y = unsafe { y.part(sample * channels * plane, channels * plane) };
         let next = x.get((sample + 1) * channels * map..).unwrap_or_default();
         SCRATCH.with_borrow_mut(|scratch| {
             let mut sample_scratch = std::mem::take(&mut scratch.sample);
@@ -105,9 +104,7 @@ fn routed<I: Isa>(
             isa.run(
                 #[inline(always)]
                 || {
-                    for channel in 0..channels {
-                        averages[channel] = route::sum(isa, &maps[channel * map..][..map]) / map as f32;
-                    }
+                    route::averages_of(isa, maps, averages);
                     route::weights(isa, averages, router, weights);
                 },
             );
@@ -161,14 +158,10 @@ fn together<I: Isa>(
             let (sample, piece) = piece(task);
             // SAFETY: no two tasks have a map in common.
             let averages = unsafe { averages.part(sample * channels + piece.start, piece.len()) };
-            let maps = x[(sample * channels + piece.start) * map..].chunks_exact(map);
+            let maps = &x[(sample * channels + piece.start) * map..][..piece.len() * map];
             isa.run(
                 #[inline(always)]
-                || {
-                    for (average, map) in averages.iter_mut().zip(maps) {
-                        *average = route::sum(isa, map) / map.len() as f32;
-                    }
-                },
+                || route::averages_of(isa, maps, averages),
             );
         };
         let weigh = || {
@@ -230,21 +223,25 @@ fn convolve<I: Isa>(
     let sets = kernels.len() / window;
     let map = shape.input.0 * shape.input.1;
     let plane = shape.output.0 * shape.output.1;
-    let least = (TASK_VALUES / plane).max(1);
-    y.par_chunks_exact_mut(plane).with_min_len(least).enumerate().for_each(|(index, out)| {
-        let (sample, channel) = (index / shape.out_channels, index % shape.out_channels);
-        let kernel = &kernels[index % sets * window..][..window];
-        // SAFETY: the values are written by `channel`, row by row, before anything reads them.
-        let out = unsafe { std::slice::from_raw_parts_mut(out.as_mut_ptr().cast::<f32>(), out.len()) };
-        SCRATCH.with_borrow_mut(|scratch| {
-            isa.run(
-                #[inline(always)]
-                || {
-                    self::channel(isa, &x[index * map..][..map], kernel, out, shape, scratch);
-                    epilogue.apply(out, sample, channel, shape.out_channels);
-                },
-            );
-        });
+    let (maps, least) = (shape.batch * shape.out_channels, (TASK_VALUES / plane).max(1));
+    let y = Shared::new(y);
+    share(maps.div_ceil(least), |task| {
+        for index in task * least..((task + 1) * least).min(maps) {
+            let (sample, channel) = (index / shape.out_channels, index % shape.out_channels);
+            let kernel = &kernels[index % sets * window..][..window];
+            // SAFETY: no two tasks have a map in common, and its values are written by `channel`, row by row, before anything reads
+            // them.
+            let out = unsafe { y.part(index * plane, plane) };
+            SCRATCH.with_borrow_mut(|scratch| {
+                isa.run(
+                    #[inline(always)]
+                    || {
+                        self::channel(isa, &x[index * map..][..map], kernel, out, shape, scratch);
+                        epilogue.apply(out, sample, channel, shape.out_channels);
+                    },
+                );
+            });
+        }
     });
 }
 

@@ -5,11 +5,10 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
 use super::conv::{self, Job};
 use super::isa::Isa;
 use super::pack;
+use super::phases::share;
 use super::planes::Piece;
 use super::shared::Shared;
 use super::{ConvShape, Epilogue, Kernels, route, with_kept};
@@ -83,7 +82,7 @@ pub(super) fn conv2d<I: Isa>(
     }
     let Division { samples, parts } = division;
     let out = Shared::new(y);
-    (0..shape.batch.div_ceil(samples) * parts).into_par_iter().for_each(|task| {
+    share(shape.batch.div_ceil(samples) * parts, |task| {
         let (first, part) = (task / parts * samples, task % parts);
         let task = Task { x, kernels, epilogue, shape, samples: (first, samples.min(shape.batch - first)) };
         with_kept(&MIXED, |mixed| with_kept(&ROUTING, |weights| task.run(isa, (part, parts), (mixed, weights), &out)));

@@ -1,50 +1,83 @@
-//! Parallel loops of which each needs all of the one before, in one region: the pool's threads are woken once.
+//! Parallel loops without sleep: the caller takes part, and where each loop needs all of the one before, threads are woken once for all.
+//!
+//! A loop of Rayon's, called from outside its pool, puts the caller to sleep and wakes a thread of the pool, and at the end the other way
+//! round; where processors are virtual, each can take longer than the loop.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-
-use rayon::prelude::*;
 
 use super::channels_last::team::{Counter, wait};
 
 /// Threads that take part, at most.
 const MOST: usize = 32;
 
-/// Runs `task(phase, number)` for the numbers `0..tasks` of each phase, on all threads of the pool, and after each phase
+/// Looks for the others at the end before the caller sleeps until they are gone: some tens of microseconds.
+const LOOKS: u32 = 2_000;
+
+/// Runs `task` for the numbers `0..tasks`, on all threads of the pool and the caller's own.
+pub(super) fn share(tasks: usize, task: impl Fn(usize) + Sync) {
+    phases(1, tasks, |_, number| task(number), |_| ());
+}
+
+/// Runs `task(phase, number)` for the numbers `0..tasks` of each phase, on as many threads as the pool has, and after each phase
 /// `between(phase)` once. A thread begins with a share of neighbours, the same in every phase; then it takes what others have left.
 ///
-/// A thread waits only for tasks that another is at: where the pool gives one thread alone, it does everything.
+/// The caller is one of the threads, also where it is none of the pool's: it begins at once, and need not be woken at the end. A thread
+/// waits only for tasks that another is at: where the pool gives none, the caller does everything.
 pub(super) fn phases(phases: usize, tasks: usize, task: impl Fn(usize, usize) + Sync, between: impl Fn(usize) + Sync) {
-    let members = rayon::current_num_threads().clamp(1, MOST);
+    let members = rayon::current_num_threads().clamp(1, MOST).min(tasks);
+    if members <= 1 {
+        for phase in 0..if tasks > 0 { phases } else { 0 } {
+            (0..tasks).for_each(|number| task(phase, number));
+            between(phase);
+        }
+        return;
+    }
     let taken: [Counter; MOST] = std::array::from_fn(|_| Counter::default());
     // Tasks that are done and phases that are over, in all.
     let (done, over) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let broken = AtomicBool::new(false);
     let first = |member: usize| member * tasks / members;
-    let run = |phase: usize, number: usize| {
-        task(phase, number);
-        if done.fetch_add(1, Ordering::AcqRel) + 1 == (phase + 1) * tasks {
-            between(phase);
-            over.store(phase + 1, Ordering::Release);
-        }
-    };
-    (0..members).into_par_iter().with_max_len(1).for_each(|index| {
+    let take_part = |index: usize| {
         let _panics = SetWhenPanicking(&broken);
         for phase in 0..phases {
+            let mut own = 0;
             for offset in 0..members {
                 let member = (index + offset) % members;
                 let (start, len) = (first(member), first(member + 1) - first(member));
                 while let Ok(next) = claim(&taken[member].0, (phase + 1) * len) {
-                    run(phase, start + next - phase * len);
+                    task(phase, start + next - phase * len);
+                    own += 1;
                 }
             }
+            // Once a thread and phase, for the others look at the counter's cache line.
+            if own > 0 && done.fetch_add(own, Ordering::AcqRel) + own == (phase + 1) * tasks {
+                between(phase);
+                over.store(phase + 1, Ordering::Release);
+            }
             let mut looks = 0;
-            while over.load(Ordering::Acquire) <= phase && tasks > 0 {
+            while over.load(Ordering::Acquire) <= phase {
                 if broken.load(Ordering::Relaxed) {
                     // The pool hands the panic on.
                     return;
                 }
                 wait(&mut looks);
             }
+        }
+    };
+    let gone = AtomicUsize::new(0);
+    rayon::in_place_scope(|scope| {
+        let (take_part, gone) = (&take_part, &gone);
+        for index in 1..members {
+            scope.spawn(move |_| {
+                take_part(index);
+                gone.fetch_add(1, Ordering::Release);
+            });
+        }
+        take_part(0);
+        // The scope would put a caller to sleep for a last moment.
+        let mut looks = 0;
+        while gone.load(Ordering::Acquire) < members - 1 && looks < LOOKS && !broken.load(Ordering::Relaxed) {
+            wait(&mut looks);
         }
     });
 }

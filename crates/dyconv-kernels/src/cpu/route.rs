@@ -2,9 +2,9 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 use super::isa::{Isa, WIDEST};
+use super::phases::share;
+use super::shared::Shared;
 use super::{Router, with_kept};
 use crate::Routing;
 
@@ -33,12 +33,15 @@ pub(super) fn route<I: Isa>(
     with_kept(&AVERAGES, |averages| {
         averages.resize(maps.max(averages.len()), 0.0);
         let averages = &mut averages[..maps];
-        let least = (TASK_VALUES / pixels).max(1);
-        let each = averages.par_iter_mut().zip(x.par_chunks_exact(pixels)).with_min_len(least);
-        each.for_each(|(average, map)| {
+        let step = (TASK_VALUES / pixels).clamp(1, maps);
+        let shared = Shared::filled(averages);
+        share(maps.div_ceil(step), |task| {
+            let maps = task * step..((task + 1) * step).min(maps);
+            // SAFETY: no two tasks have a map in common.
+            let averages = unsafe { shared.part(maps.start, maps.len()) };
             isa.run(
                 #[inline(always)]
-                || *average = sum(isa, map) / pixels as f32,
+                || averages_of(isa, &x[maps.start * pixels..maps.end * pixels], averages),
             );
         });
         for (r, averages) in r.chunks_exact_mut(bias.len()).zip(averages.chunks_exact(channels)) {
@@ -60,20 +63,26 @@ pub(super) fn by_router<I: Isa>(isa: I, x: &[f32], router: &Router<'_>, r: &mut 
 /// Routing weights of one sample's maps, on this thread.
 pub(super) fn alone<I: Isa>(isa: I, x: &[f32], router: &Router<'_>, r: &mut [f32]) {
     let channels = router.weight.len() / router.bias.len();
-    let pixels = x.len() / channels;
     with_kept(&AVERAGES, |averages| {
         averages.resize(channels.max(averages.len()), 0.0);
         let averages = &mut averages[..channels];
         isa.run(
             #[inline(always)]
             || {
-                for (average, map) in averages.iter_mut().zip(x.chunks_exact(pixels)) {
-                    *average = sum(isa, map) / pixels as f32;
-                }
+                averages_of(isa, x, averages);
                 weights(isa, averages, router, r);
             },
         );
     });
+}
+
+/// The averages of as many maps, one after the other.
+#[inline(always)]
+pub(super) fn averages_of<I: Isa>(isa: I, x: &[f32], averages: &mut [f32]) {
+    let pixels = x.len() / averages.len();
+    for (average, map) in averages.iter_mut().zip(x.chunks_exact(pixels)) {
+        *average = sum(isa, map) / pixels as f32;
+    }
 }
 
 /// Routing weights of a sample's averages.
@@ -103,7 +112,7 @@ pub(super) fn activate(logits: &mut [f32], routing: Routing) {
 
 /// The sum of all values.
 #[inline(always)]
-pub(super) fn sum<I: Isa>(isa: I, values: &[f32]) -> f32 {
+fn sum<I: Isa>(isa: I, values: &[f32]) -> f32 {
     let one = isa.splat(1.0);
     let mut sums = [isa.splat(0.0); VECTORS];
     let mut blocks = values.chunks_exact(VECTORS * I::LANES);

@@ -1,9 +1,8 @@
 //! 3x3 kernels of Winograd's algorithm from experts `[K, out, in, 3, 3]`: mixed, turned to channels last and transformed, a block at a
 //! time.
 
-use rayon::prelude::*;
-
 use super::super::isa::Isa;
+use super::super::phases::share;
 use super::direct::{PANEL_VECTORS, Packing};
 use super::finish::{load_part, store_part};
 use super::memory::Lines;
@@ -13,6 +12,9 @@ use super::winograd::{self, SKEW};
 
 /// Input channels of a block: transformed kernels of a panel take about a seventh of a level-2 cache of 512 KiB.
 pub(super) const BLOCK: usize = 32;
+
+/// Vectors of a row that are mixed at a time: a block's rows are three times as many, or a multiple.
+const VECTORS: usize = 6;
 
 /// Some input channels of a panel of output channels.
 #[derive(Clone, Copy)]
@@ -65,7 +67,7 @@ pub(super) fn turn_all<I: Isa>(isa: I, packing: &Packing, experts: &[f32], to: &
     to.grow(turned_len(packing, count));
     let to = To(to.as_mut_ptr());
     let blocks = packing.taps.div_ceil(BLOCK);
-    (0..packing.panels() * blocks).into_par_iter().for_each(|index| {
+    share(packing.panels() * blocks, |index| {
         let block = Block::new(packing, index / blocks, index % blocks * BLOCK);
         isa.run(
             #[inline(always)]
@@ -86,23 +88,53 @@ pub(super) fn mix_rows<I: Isa>(
     let rows = (packing.vectors(block.panel) * I::LANES).min(packing.out - block.panel * PANEL_VECTORS * I::LANES);
     let len = 9 * block.channels;
     let (first, stride) = block.rows::<I>(packing);
+    let apart = kernel_len(packing);
+    assert!(rows == 0 || (weights.len() - 1) * apart + first + (rows - 1) * stride + len <= experts.len());
     for lane in 0..rows {
-        let start = first + lane * stride;
+        let from = experts.as_ptr().wrapping_add(first + lane * stride);
         let to = to.wrapping_add(lane * len);
         let mut at = 0;
-        while at < len {
-            // Channels of a block are whole vectors of taps but for a last one.
-            let count = len - at;
-            let mut sum = isa.splat(0.0);
-            for (expert, weight) in weights.iter().enumerate() {
-                let from = experts[expert * kernel_len(packing) + start + at..].as_ptr();
-                // SAFETY: the expert has `count` more values of this row and block.
-                sum = isa.fma(isa.splat(*weight), unsafe { load_part(isa, from, count) }, sum);
+        // SAFETY: each expert has `len` values of the row, as asserted; there is room for the rows of a panel.
+        unsafe {
+            while at + VECTORS * I::LANES <= len {
+                let from = (from.wrapping_add(at), apart);
+                mix_vectors::<I, VECTORS>(isa, weights, from, to.wrapping_add(at), VECTORS * I::LANES);
+                at += VECTORS * I::LANES;
             }
-            // SAFETY: there is room for the rows of a panel.
-            unsafe { store_part(isa, to.wrapping_add(at), sum, count) };
-            at += I::LANES;
+            while at < len {
+                mix_vectors::<I, 1>(isa, weights, (from.wrapping_add(at), apart), to.wrapping_add(at), len - at);
+                at += I::LANES;
+            }
         }
+    }
+}
+
+/// Mixes `count` values, at most `V` vectors, of experts that begin so many values apart.
+///
+/// # Safety
+/// They must be readable, and writable at `to`.
+#[inline(always)]
+unsafe fn mix_vectors<I: Isa, const V: usize>(
+    isa: I,
+    weights: &[f32],
+    (from, apart): (*const f32, usize),
+    to: *mut f32,
+    count: usize,
+) {
+    let mut sums = [isa.splat(0.0); V];
+    for (expert, weight) in weights.iter().enumerate() {
+        let weight = isa.splat(*weight);
+        for v in 0..V {
+            let at = v * I::LANES;
+            // SAFETY: the caller proves the values.
+            let value = unsafe { load_part(isa, from.wrapping_add(expert * apart + at), count - at) };
+            sums[v] = isa.fma(weight, value, sums[v]);
+        }
+    }
+    for v in 0..V {
+        let at = v * I::LANES;
+        // SAFETY: the caller proves the room.
+        unsafe { store_part(isa, to.wrapping_add(at), sums[v], count - at) };
     }
 }
 

@@ -8,9 +8,8 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::isa::Isa;
+use super::super::phases::share;
 use super::super::{ConvShape, Epilogue, Kernels, route};
 use super::ahead::Ahead;
 use super::direct::PANEL_VECTORS;
@@ -192,7 +191,7 @@ pub(super) fn conv2d<I: Isa>(
         let arena = Arena::new(maps);
         panels.transform(isa, x, units, (&arena, common));
         let count = panels.conv.packing.panels();
-        (0..count).into_par_iter().for_each(|panel| {
+        share(count, |panel| {
             let mut own = OWN.take();
             let places = panels.places::<I>(&mut own, group);
             isa.run(
@@ -218,7 +217,7 @@ impl Panels<'_> {
         }
         let jobs = self.conv.jobs::<I>();
         let tasks = jobs.tasks(Phase::Inputs, 0);
-        (0..units.count * tasks).into_par_iter().for_each(|index| {
+        share(units.count * tasks, |index| {
             let (unit, task) = (index / tasks, index % tasks);
             let Unit { sample, chunk } = units.at(unit);
             if task >= jobs.tasks(Phase::Inputs, chunk) {

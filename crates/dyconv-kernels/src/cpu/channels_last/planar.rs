@@ -5,9 +5,8 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 
-use rayon::prelude::*;
-
 use super::super::isa::Isa;
+use super::super::phases::share;
 use super::super::{ConvShape, Epilogue, Kernels};
 use super::direct::{PANEL_VECTORS, Packing};
 use super::finish::Act;
@@ -129,7 +128,7 @@ impl To {
 /// Mixes experts `[K, out, in, 3, 3]`, and transforms and packs the mixture, on all threads.
 pub(super) fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: *mut f32) {
     let to = To(to);
-    (0..blocks::<I>(shape)).into_par_iter().for_each(|block| mix_block(isa, shape, (weights, experts), to, block));
+    share(blocks::<I>(shape), |block| mix_block(isa, shape, (weights, experts), to, block));
 }
 
 /// The same on this thread.
@@ -193,7 +192,8 @@ pub(super) fn turn_in<I: Isa>(isa: I, arena: &Arena, view: &View, map: &[f32], r
     let channels = view.channels;
     assert!(map.len() == plane * channels && rows.end <= view.height);
     let pixels = rows.start * view.width..rows.end * view.width;
-    pixels.clone().into_par_iter().step_by(STRIP).for_each(|first| {
+    share(pixels.len().div_ceil(STRIP), |strip| {
+        let first = pixels.start + strip * STRIP;
         let count = STRIP.min(pixels.end - first);
         let to = arena.at(view.offset + first * channels);
         let from = map[first..].as_ptr();

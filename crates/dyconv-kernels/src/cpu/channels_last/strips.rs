@@ -4,9 +4,8 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
-use rayon::prelude::*;
-
 use super::super::isa::Isa;
+use super::super::phases::share;
 use super::super::{ConvShape, Epilogue, Kernels, route};
 use super::memory::{Arena, LINE, Lines, View};
 use super::planar::{From, To, mix, mix_alone};
@@ -84,7 +83,8 @@ pub(super) fn conv2d<I: Isa>(
     if !one_set && shape.batch.is_multiple_of(threads) {
         // A sample a thread: it finds in its cache what it has mixed.
         let sample = x.len() / shape.batch;
-        x.par_chunks_exact(sample).enumerate().for_each(|(index, x)| {
+        share(shape.batch, |index| {
+            let x = &x[index * sample..][..sample];
             let (mut memory, mut kernels_of_sample, mut weights) = OWN.take();
             kernels_of_sample.grow(len);
             strips.mix(isa, (kernels, index, x), &mut weights, kernels_of_sample.as_mut_ptr());
@@ -119,7 +119,7 @@ pub(super) fn conv2d<I: Isa>(
         }
     };
     let sample = x.len() / shape.batch;
-    (0..shape.batch * strips.count()).into_par_iter().for_each(|task| {
+    share(shape.batch * strips.count(), |task| {
         let (index, strip) = (task / strips.count(), task % strips.count());
         let kernels = ready.kernels.get().wrapping_add(index * ready.step);
         let (mut memory, other, weights) = OWN.take();

@@ -495,7 +495,7 @@ fn results_do_not_depend_on_threads() {
 /// Pixels are read as what they stand for, whatever lies around and between them.
 #[test]
 fn pictures_are_read_as_maps_of_unit_samples() {
-    let (batch, height, width) = (3, 5, 37);
+    let (batch, height, width) = if cfg!(miri) { (2, 2, 5) } else { (3, 5, 37) };
     let kinds = [(3, 3, false), (3, 3, true), (3, 4, false), (2, 16, true)];
     let all = available().into_iter().flat_map(|isa| kinds.map(|kind| (isa, kind)));
     for (isa, (channels, pixel, bf16)) in all.filter(|(isa, (.., bf16))| !bf16 || has_bf16(*isa)) {
