@@ -13,7 +13,7 @@ use super::pack::{self, Packing};
 use super::phases::share;
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
-use super::tile::{self, MAX_VALUES, Offsets};
+use super::tile::{self, MAX_VALUES, Offsets, Wanted};
 use super::{ConvShape, Epilogue, Kernels, activation, route, with_kept};
 
 /// Taps of a chunk, about: a tile's pixels then stay in a level-1 cache, and few chunks add to the output.
@@ -206,7 +206,6 @@ fn convolve<I: Isa>(
             shape,
             packing,
             maps: &x[(sample * groups + group) * (x.len() / maps)..][..x.len() / maps],
-            packed: &packed[sample * set + group * per_group..][..per_group][blocks.0 * packing.block_len()..],
             epilogue,
             sample,
             group,
@@ -214,7 +213,8 @@ fn convolve<I: Isa>(
             blocks,
             chunk,
         };
-        job.go(isa, &out);
+        let packed = &packed[sample * set + group * per_group..][..per_group][blocks.0 * packing.block_len()..];
+        job.go(isa, &mut Packed { values: packed, len: packing.block_len() }, &out);
     });
 }
 
@@ -253,14 +253,32 @@ pub(super) fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
     wanted.max(unit).min(shape.in_channels / shape.config.groups)
 }
 
+/// Where a job finds the packed kernels of its blocks.
+pub(super) trait Source {
+    /// Those of block `index`, counted from the job's first, and what will be wanted next. A job takes all blocks in turn before it takes
+    /// one again.
+    fn block<I: Isa>(&mut self, isa: I, index: usize) -> (&[f32], Option<Wanted>);
+}
+
+/// Kernels that are packed already, `len` values a block.
+struct Packed<'a> {
+    values: &'a [f32],
+    len: usize,
+}
+
+impl Source for Packed<'_> {
+    #[inline(always)]
+    fn block<I: Isa>(&mut self, _: I, index: usize) -> (&[f32], Option<Wanted>) {
+        (&self.values[index * self.len..][..self.len], None)
+    }
+}
+
 /// One thread's piece: some pixels of some output channels of a group.
 pub(super) struct Job<'a> {
     pub(super) shape: &'a ConvShape,
     pub(super) packing: Packing,
     /// The group's channels of the sample.
     pub(super) maps: &'a [f32],
-    /// Kernels of the blocks.
-    pub(super) packed: &'a [f32],
     pub(super) epilogue: &'a Epilogue<'a>,
     pub(super) sample: usize,
     pub(super) group: usize,
@@ -273,17 +291,17 @@ pub(super) struct Job<'a> {
 
 impl Job<'_> {
     /// Does it.
-    pub(super) fn go<I: Isa>(&self, isa: I, out: &Shared<'_>) {
+    pub(super) fn go<I: Isa>(&self, isa: I, source: &mut impl Source, out: &Shared<'_>) {
         SCRATCH.with_borrow_mut(|scratch| {
             isa.run(
                 #[inline(always)]
-                || self.run(isa, scratch, out),
+                || self.run(isa, source, scratch, out),
             );
         });
     }
 
     #[inline(always)]
-    fn run<I: Isa>(&self, isa: I, scratch: &mut Scratch, out: &Shared<'_>) {
+    fn run<I: Isa>(&self, isa: I, source: &mut impl Source, scratch: &mut Scratch, out: &Shared<'_>) {
         let shape = self.shape;
         let planes = Planes::new(shape, self.piece);
         let columns = I::PRODUCT.1 * I::LANES;
@@ -341,10 +359,15 @@ impl Job<'_> {
                             }
                         }
                     }
-                    let packed =
-                        &self.packed[(block - self.blocks.0) * self.packing.block_len()..][..self.packing.block_len()];
+                    let (packed, wanted) = source.block(isa, block - self.blocks.0);
                     let packed = self.packing.since(packed, first * window);
-                    tile::product(isa, (self.packing.height, vectors), packed, &taps, pixels, &mut sums);
+                    let size = (self.packing.height, vectors);
+                    match wanted {
+                        Some(wanted) => {
+                            tile::product_ahead(isa, size, packed, (&taps, pixels), &wanted, &mut sums);
+                        }
+                        None => tile::product(isa, size, packed, &taps, pixels, &mut sums),
+                    }
                     self.write(&step, runs, block, &sums, out);
                 }
             }

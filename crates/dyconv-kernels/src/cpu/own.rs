@@ -4,13 +4,15 @@
 
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 
-use super::conv::{self, Job};
+use super::conv::{self, Job, Source};
 use super::isa::Isa;
-use super::pack;
+use super::pack::{self, Packing};
 use super::phases::share;
 use super::planes::Piece;
 use super::shared::Shared;
+use super::tile::Wanted;
 use super::{ConvShape, Epilogue, Kernels, route, with_kept};
 
 /// Values of mixed kernels that a task holds at a time, about: experts that are read once serve several samples.
@@ -121,25 +123,13 @@ impl Task<'_> {
         }
         let own = (blocks.1 - blocks.0) * packing.block_len();
         mixed.resize((own * count).max(mixed.len()), 0.0);
-        let len = shape.kernel_len();
-        for block in blocks.0..blocks.1 {
-            let rows = block * packing.height * packing.taps..len;
-            for sample in 0..count {
-                let (weights, experts) = self.source(first + sample, weights);
-                let packed =
-                    &mut mixed[sample * own + (block - blocks.0) * packing.block_len()..][..packing.block_len()];
-                isa.run(
-                    #[inline(always)]
-                    || pack::mix(isa, &packing, weights, experts, len, rows.clone(), packed),
-                );
-            }
-        }
+        let mut mixture = Mixture { task: self, packing, weights, mixed, own, first: blocks.0, sample: 0, ready: 0 };
         for sample in 0..count {
+            mixture.sample = sample;
             let job = Job {
                 shape,
                 packing,
                 maps: &self.x[(first + sample) * maps..][..maps],
-                packed: &mixed[sample * own..][..own],
                 epilogue: self.epilogue,
                 sample: first + sample,
                 group: 0,
@@ -147,7 +137,7 @@ impl Task<'_> {
                 blocks,
                 chunk: conv::chunk_channels::<I>(shape),
             };
-            job.go(isa, out);
+            job.go(isa, &mut mixture, out);
         }
     }
 
@@ -167,5 +157,109 @@ impl Task<'_> {
             }
             Kernels::Packed(_) => unreachable!("what is packed already is not divided this way"),
         }
+    }
+}
+
+/// The kernels of a task's samples, mixed block by block as the first one asks for them: while a block is multiplied, the experts of
+/// the next one come.
+struct Mixture<'a> {
+    task: &'a Task<'a>,
+    packing: Packing,
+    /// Routing weights of the task's samples.
+    weights: &'a [f32],
+    /// `own` values a sample.
+    mixed: &'a mut [f32],
+    own: usize,
+    /// The task's first block.
+    first: usize,
+    /// The sample that is convolved, counted from the task's first.
+    sample: usize,
+    /// Blocks that are mixed.
+    ready: usize,
+}
+
+impl Mixture<'_> {
+    /// Values of an expert from a block's first row on.
+    fn rows(&self, block: usize) -> Range<usize> {
+        (self.first + block) * self.packing.height * self.packing.taps..self.task.shape.kernel_len()
+    }
+
+    /// The rows of a block, of all experts.
+    fn wanted(&self, block: usize) -> Wanted {
+        let Packing { taps, height, .. } = self.packing;
+        let (_, experts) = self.task.source(self.task.samples.0, self.weights);
+        let (rows, len) = (self.rows(block), self.task.shape.kernel_len());
+        let height = height.min(rows.len() / taps);
+        let (mut expert, mut row) = (0, 0);
+        Wanted(std::array::from_fn(|_| {
+            let start = experts.as_ptr().wrapping_add(expert + rows.start + row * taps);
+            row += 1;
+            if row == height {
+                (row, expert) = (0, expert + len);
+            }
+            if expert == experts.len() {
+                expert = 0;
+            }
+            start
+        }))
+    }
+}
+
+impl Source for Mixture<'_> {
+    #[inline(always)]
+    fn block<I: Isa>(&mut self, isa: I, index: usize) -> (&[f32], Option<Wanted>) {
+        let len = self.packing.block_len();
+        let mut wanted = None;
+        if index == self.ready {
+            let rows = self.rows(index);
+            for sample in 0..self.task.samples.1 {
+                let (weights, experts) = self.task.source(self.task.samples.0 + sample, self.weights);
+                let packed = &mut self.mixed[sample * self.own + index * len..][..len];
+                pack::mix(isa, &self.packing, weights, experts, self.task.shape.kernel_len(), rows.clone(), packed);
+            }
+            self.ready += 1;
+            wanted = (self.ready * len < self.own).then(|| self.wanted(self.ready));
+        }
+        (&self.mixed[self.sample * self.own + index * len..][..len], wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::scalar::Scalar;
+    use super::*;
+    use crate::ConvConfig;
+
+    /// A block that is mixed tells the rows of the next one, of all experts; one that was mixed before, and the last one, tell nothing.
+    #[test]
+    fn experts_are_wanted_a_block_ahead() {
+        let config = ConvConfig { kernel: (1, 1), stride: (1, 1), padding: (0, 0), dilation: (1, 1), groups: 1 };
+        let size = (1, 9);
+        let shape = ConvShape { batch: 1, in_channels: 10, out_channels: 11, input: size, output: size, config };
+        let (len, taps) = (shape.kernel_len(), 10);
+        let experts: Vec<f32> = (0..3 * len).map(|i| i as f32).collect();
+        let kernels = Kernels::Mixed { weights: &[1.0, 2.0, 3.0], experts: &experts };
+        let epilogue = Epilogue::default();
+        let task = Task { x: &[], kernels: &kernels, epilogue: &epilogue, shape: &shape, samples: (0, 1) };
+        let packing = conv::packing::<Scalar>(&shape);
+        let own = packing.blocks() * packing.block_len();
+        let mut mixed = vec![f32::NAN; own];
+        let mut mixture =
+            Mixture { task: &task, packing, weights: &[], mixed: &mut mixed, own, first: 0, sample: 0, ready: 0 };
+        assert!(packing.blocks() > 2);
+        for block in 0..packing.blocks() {
+            let (packed, wanted) = mixture.block(Scalar, block);
+            let first = block * packing.height * taps;
+            assert_eq!(packed[0], experts[first] + 2.0 * experts[len + first] + 3.0 * experts[2 * len + first]);
+            let next = first + packing.height * taps;
+            assert_eq!(wanted.is_some(), next < len);
+            let Some(wanted) = wanted else { continue };
+            let height = packing.height.min((len - next) / taps);
+            for (index, start) in wanted.0.into_iter().enumerate() {
+                let (expert, row) = (index / height % 3, index % height);
+                assert_eq!(start, experts[expert * len + next + row * taps..].as_ptr(), "row {index} of block {block}");
+            }
+        }
+        assert!(mixture.block(Scalar, 1).1.is_none());
     }
 }
