@@ -1,8 +1,7 @@
 //! Sigmoid and SiLU over slices, on all threads.
 
-use rayon::prelude::*;
-
 use super::isa::Isa;
+use super::phases::share_chunks;
 
 /// Values a task: worth its start, and in a level-1 cache.
 const CHUNK: usize = 4096;
@@ -19,7 +18,8 @@ pub(super) fn silu<I: Isa>(isa: I, x: &[f32], y: &mut [f32]) {
 
 /// `dx = dy * d silu(x) / dx`, which is `dy * (s + x s (1 - s))` with `s = sigmoid(x)`.
 pub(super) fn silu_backward<I: Isa>(isa: I, x: &[f32], dy: &[f32], dx: &mut [f32]) {
-    dx.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).zip(dy.par_chunks(CHUNK)).for_each(|((dx, x), dy)| {
+    share_chunks(dx, CHUNK, |number, dx| {
+        let (x, dy) = (&x[number * CHUNK..], &dy[number * CHUNK..]);
         isa.run(
             #[inline(always)]
             || {
@@ -34,7 +34,8 @@ pub(super) fn silu_backward<I: Isa>(isa: I, x: &[f32], dy: &[f32], dx: &mut [f32
 
 /// `sums[i] += values[i]`
 pub(super) fn add_to<I: Isa>(isa: I, sums: &mut [f32], values: &[f32]) {
-    sums.par_chunks_mut(4 * CHUNK).zip(values.par_chunks(4 * CHUNK)).for_each(|(sums, values)| {
+    share_chunks(sums, 4 * CHUNK, |number, sums| {
+        let values = &values[4 * number * CHUNK..];
         isa.run(
             #[inline(always)]
             || sums.iter_mut().zip(values).for_each(|(sum, value)| *sum += value),
@@ -58,7 +59,8 @@ pub(super) fn silu_of(x: f32) -> f32 {
 
 #[inline(always)]
 fn map<I: Isa>(isa: I, x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32 + Copy + Sync) {
-    y.par_chunks_mut(CHUNK).zip(x.par_chunks(CHUNK)).for_each(|(y, x)| {
+    share_chunks(y, CHUNK, |number, y| {
+        let x = &x[number * CHUNK..];
         isa.run(
             #[inline(always)]
             || y.iter_mut().zip(x).for_each(|(y, x)| *y = f(*x)),

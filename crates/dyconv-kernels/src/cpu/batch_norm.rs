@@ -3,10 +3,9 @@
 //! A task has a channel, which it reads from memory once: later passes over it find it in a cache. What the activation needs is
 //! computed again in the backward pass, which is cheaper than a map that is written and read.
 
-use rayon::prelude::*;
-
 use super::activation::{sigmoid_of, silu_of};
 use super::isa::Isa;
+use super::phases::share_chunks;
 use super::shared::Shared;
 use super::{Job, chosen, with};
 
@@ -131,7 +130,7 @@ impl Job for Forward<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { x, weight, bias, eps, silu, shape, y, statistics } = self;
         let n = (shape.batch * shape.pixels) as f64;
-        statistics.par_iter_mut().with_min_len(shape.least()).enumerate().for_each(|(channel, statistics)| {
+        let one = |channel: usize, statistics: &mut [f32; 3]| {
             isa.run(
                 #[inline(always)]
                 || {
@@ -155,6 +154,11 @@ impl Job for Forward<'_> {
                     }
                 },
             );
+        };
+        share_chunks(statistics, shape.least(), |number, statistics| {
+            for (index, statistics) in statistics.iter_mut().enumerate() {
+                one(number * shape.least() + index, statistics);
+            }
         });
     }
 }
@@ -177,7 +181,7 @@ impl Job for Backward<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { x, weight, bias, mean, inverse, silu, shape, gradient, sums } = self;
         let n = (shape.batch * shape.pixels) as f64;
-        sums.par_iter_mut().with_min_len(shape.least()).enumerate().for_each(|(channel, sums)| {
+        let one = |channel: usize, sums: &mut [f32; 2]| {
             isa.run(
                 #[inline(always)]
                 || {
@@ -213,6 +217,11 @@ impl Job for Backward<'_> {
                     }
                 },
             );
+        };
+        share_chunks(sums, shape.least(), |number, sums| {
+            for (index, sums) in sums.iter_mut().enumerate() {
+                one(number * shape.least() + index, sums);
+            }
         });
     }
 }

@@ -1,11 +1,12 @@
 //! Channels of maps `[batch, channels, pixels]`: joined, cut apart, added up.
 
-use rayon::prelude::*;
-
+use super::phases::{share, share_chunks};
 use super::shared::Shared;
 
 /// Values that are added up side by side.
 const LANES: usize = 16;
+/// Values of a task, about: worth its start.
+const TASK_VALUES: usize = 4096;
 
 /// Joins maps of one batch along their channels: each part is a map with its values a sample.
 ///
@@ -16,7 +17,7 @@ pub fn join_channels(parts: &[(&[f32], usize)], batch: usize) -> Vec<f32> {
     assert!(parts.iter().all(|(values, len)| values.len() == batch * len));
     let mut joined = Vec::with_capacity(batch * sample);
     let out = Shared::new(&mut joined.spare_capacity_mut()[..batch * sample]);
-    (0..batch * parts.len()).into_par_iter().for_each(|task| {
+    share(batch * parts.len(), |task| {
         let (index, part) = (task / parts.len(), task % parts.len());
         let before: usize = parts[..part].iter().map(|(_, len)| len).sum();
         let (values, len) = parts[part];
@@ -38,7 +39,7 @@ pub fn cut_channels(x: &[f32], sample: usize, first: usize, len: usize) -> Vec<f
     let batch = x.len() / sample;
     let mut cut = Vec::with_capacity(batch * len);
     let out = Shared::new(&mut cut.spare_capacity_mut()[..batch * len]);
-    (0..batch).into_par_iter().for_each(|index| {
+    share(batch, |index| {
         // SAFETY: each sample has a place of its own.
         let to = unsafe { out.part(index * len, len) };
         to.copy_from_slice(&x[index * sample + first..][..len]);
@@ -54,20 +55,26 @@ pub fn cut_channels(x: &[f32], sample: usize, first: usize, len: usize) -> Vec<f
 /// Where there are no whole planes.
 pub fn plane_sums(x: &[f32], pixels: usize) -> Vec<f32> {
     assert!(pixels > 0 && x.len().is_multiple_of(pixels));
-    x.par_chunks_exact(pixels)
-        .with_min_len((4096 / pixels).max(1))
-        .map(|plane| {
-            let mut sums = [0.0f32; LANES];
-            let mut chunks = plane.chunks_exact(LANES);
-            for chunk in chunks.by_ref() {
-                for j in 0..LANES {
-                    sums[j] += chunk[j];
-                }
-            }
-            let rest: f64 = chunks.remainder().iter().map(|x| f64::from(*x)).sum();
-            (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() + rest) as f32
-        })
-        .collect()
+    let mut sums = vec![0.0; x.len() / pixels];
+    let run = (TASK_VALUES / pixels).max(1);
+    share_chunks(&mut sums, run, |number, sums| {
+        for (sum, plane) in sums.iter_mut().zip(x[number * run * pixels..].chunks_exact(pixels)) {
+            *sum = plane_sum(plane);
+        }
+    });
+    sums
+}
+
+fn plane_sum(plane: &[f32]) -> f32 {
+    let mut sums = [0.0f32; LANES];
+    let mut chunks = plane.chunks_exact(LANES);
+    for chunk in chunks.by_ref() {
+        for j in 0..LANES {
+            sums[j] += chunk[j];
+        }
+    }
+    let rest: f64 = chunks.remainder().iter().map(|x| f64::from(*x)).sum();
+    (sums.iter().map(|sum| f64::from(*sum)).sum::<f64>() + rest) as f32
 }
 
 /// Adds a value to each plane of `pixels` values.
@@ -76,9 +83,13 @@ pub fn plane_sums(x: &[f32], pixels: usize) -> Vec<f32> {
 /// Where there are not as many planes as `values`.
 pub fn add_to_planes(x: &mut [f32], values: &[f32], pixels: usize) {
     assert_eq!(x.len(), values.len() * pixels);
-    if pixels > 0 {
-        let planes = x.par_chunks_exact_mut(pixels).zip(values).with_min_len((4096 / pixels).max(1));
-        planes.for_each(|(plane, value)| plane.iter_mut().for_each(|x| *x += value));
+    if let Some(run) = TASK_VALUES.checked_div(pixels) {
+        let run = run.max(1);
+        share_chunks(x, run * pixels, |number, planes| {
+            for (plane, value) in planes.chunks_exact_mut(pixels).zip(&values[number * run..]) {
+                plane.iter_mut().for_each(|x| *x += value);
+            }
+        });
     }
 }
 

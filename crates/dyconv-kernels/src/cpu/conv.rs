@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use super::isa::{Isa, copy};
 use super::own;
 use super::pack::{self, Packing};
-use super::phases::share;
+use super::phases::{share, share_runs};
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
 use super::tile::{self, MAX_VALUES, Offsets, Wanted};
@@ -160,7 +160,7 @@ fn fill_blocks<'a, I: Isa>(
             );
         }
     };
-    share(blocks.div_ceil(least), |task| (task * least..((task + 1) * least).min(blocks)).for_each(fill));
+    share_runs(blocks, least, |blocks| blocks.for_each(fill));
 }
 
 /// Runs the convolution with packed kernels: `set` values a sample, or none where all samples share them.

@@ -8,7 +8,7 @@ use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
 use super::isa::{Isa, copy};
-use super::phases::{phases, share};
+use super::phases::{phases, share, share_runs};
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
 use super::{ConvShape, Epilogue, Kernels, Router, mix, route, with_kept};
@@ -225,8 +225,8 @@ fn convolve<I: Isa>(
     let plane = shape.output.0 * shape.output.1;
     let (maps, least) = (shape.batch * shape.out_channels, (TASK_VALUES / plane).max(1));
     let y = Shared::new(y);
-    share(maps.div_ceil(least), |task| {
-        for index in task * least..((task + 1) * least).min(maps) {
+    share_runs(maps, least, |maps| {
+        for index in maps {
             let (sample, channel) = (index / shape.out_channels, index % shape.out_channels);
             let kernel = &kernels[index % sets * window..][..window];
             // SAFETY: no two tasks have a map in common, and its values are written by `channel`, row by row, before anything reads

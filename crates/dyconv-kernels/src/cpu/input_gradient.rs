@@ -3,9 +3,8 @@
 //! With a stride, pixels fall into phases, one for each remainder by the stride, and each phase sees some of the taps only: one
 //! convolution a phase, with stride 1 and those taps, instead of one over a gradient that is spread out with zeros.
 
-use rayon::prelude::*;
-
 use super::isa::Isa;
+use super::phases::share;
 use super::shared::Shared;
 use super::strided::weave;
 use super::{ConvShape, Epilogue, Job, Kernels, chosen, conv2d_new, with};
@@ -66,7 +65,7 @@ impl Job for Join<'_> {
         let covered = covered(self.vertical, height) && covered(self.horizontal, width);
         let mut dx = Vec::with_capacity(len);
         let out = Shared::new(&mut dx.spare_capacity_mut()[..len]);
-        (0..self.planes).into_par_iter().for_each(|plane| {
+        share(self.planes, |plane| {
             isa.run(
                 #[inline(always)]
                 || {

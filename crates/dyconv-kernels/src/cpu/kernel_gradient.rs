@@ -10,9 +10,8 @@
 
 use std::cell::RefCell;
 
-use rayon::prelude::*;
-
 use super::isa::{Isa, copy};
+use super::phases::share_runs;
 use super::shared::Shared;
 use super::strided::gather;
 use super::{ConvShape, IsaName, Job, chosen, with};
@@ -93,7 +92,7 @@ impl Job for Gradient<'_> {
         let channel_parts = channels.div_ceil(task_channels);
         let tasks = sets * groups * row_parts * channel_parts;
         let work = shape.batch / sets * shape.output.0 * shape.output.1 * task_rows * task_channels * window;
-        (0..tasks).into_par_iter().with_min_len((TASK_WORK / work.max(1)).max(1)).for_each(|task| {
+        let run = |task: usize| {
             let (rest, channel_part) = (task / channel_parts, task % channel_parts);
             let (rest, row_part) = (rest / row_parts, rest % row_parts);
             let (set, group) = (rest / groups, rest % groups);
@@ -123,7 +122,8 @@ impl Job for Gradient<'_> {
                     },
                 );
             });
-        });
+        };
+        share_runs(tasks, (TASK_WORK / work.max(1)).max(1), |tasks| tasks.for_each(run));
     }
 }
 

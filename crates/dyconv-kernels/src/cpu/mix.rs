@@ -1,8 +1,8 @@
 //! Mixtures of experts, in the experts' own order.
 
-use rayon::prelude::*;
-
 use super::isa::Isa;
+use super::phases::share;
+use super::shared::Shared;
 
 /// Values of a task: worth its start, and in a level-1 cache with some experts beside them.
 const PART: usize = 4096;
@@ -20,10 +20,12 @@ pub(super) fn mix_experts<I: Isa>(isa: I, weights: &[f32], experts: &[f32], mixe
             || rows.for_each(|(out, weights)| mix(isa, weights, experts, len, 0, out)),
         );
     }
-    let rows = mixed.par_chunks_exact_mut(len).enumerate();
-    let tasks =
-        rows.flat_map(|(row, mixed)| mixed.par_chunks_mut(PART).enumerate().map(move |(part, out)| (row, part, out)));
-    tasks.for_each(|(row, part, out)| {
+    let (rows, parts) = (mixed.len() / len, len.div_ceil(PART));
+    let mixed = Shared::filled(mixed);
+    share(rows * parts, |task| {
+        let (row, part) = (task / parts, task % parts);
+        // SAFETY: each task has its own part of a row.
+        let out = unsafe { mixed.part(row * len + part * PART, PART.min(len - part * PART)) };
         let weights = &weights[row * count..][..count];
         isa.run(
             #[inline(always)]

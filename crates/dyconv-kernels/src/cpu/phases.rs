@@ -3,6 +3,7 @@
 //! A loop of Rayon's, called from outside its pool, puts the caller to sleep and wakes a thread of the pool, and at the end the other way
 //! round; where processors are virtual, each can take longer than the loop.
 
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::channels_last::team::{Counter, wait};
@@ -16,6 +17,29 @@ const LOOKS: u32 = 2_000;
 /// Runs `task` for the numbers `0..tasks`, on all threads of the pool and the caller's own.
 pub(super) fn share(tasks: usize, task: impl Fn(usize) + Sync) {
     phases(1, tasks, |_, number| task(number), |_| ());
+}
+
+/// The same for runs of `run` numbers, the last one perhaps of fewer: where each number alone is not worth a task.
+pub(super) fn share_runs(count: usize, run: usize, task: impl Fn(Range<usize>) + Sync) {
+    let run = run.max(1);
+    share(count.div_ceil(run), |number| task(number * run..((number + 1) * run).min(count)));
+}
+
+/// Runs `task(number, chunk)` for chunks of `size` values, the last one perhaps of fewer.
+pub(super) fn share_chunks<T: Send>(values: &mut [T], size: usize, task: impl Fn(usize, &mut [T]) + Sync) {
+    struct Start<T>(*mut T);
+    // SAFETY: tasks take disjoint parts of values that may be sent to other threads.
+    unsafe impl<T: Send> Sync for Start<T> {}
+    impl<T> Start<T> {
+        fn at(&self, index: usize) -> *mut T {
+            self.0.wrapping_add(index)
+        }
+    }
+    let start = Start(values.as_mut_ptr());
+    share_runs(values.len(), size, |range| {
+        // SAFETY: runs are disjoint parts of `values`, which is borrowed until all tasks are done.
+        task(range.start / size.max(1), unsafe { std::slice::from_raw_parts_mut(start.at(range.start), range.len()) });
+    });
 }
 
 /// Runs `task(phase, number)` for the numbers `0..tasks` of each phase, on as many threads as the pool has, and after each phase
@@ -103,7 +127,7 @@ mod tests {
     use std::panic::{AssertUnwindSafe, catch_unwind};
     use std::sync::atomic::{AtomicUsize, Ordering};
 
-    use super::phases;
+    use super::{phases, share_chunks};
 
     fn pool(threads: usize) -> rayon::ThreadPool {
         rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap()
@@ -136,11 +160,30 @@ mod tests {
     }
 
     #[test]
+    fn chunks_are_all_values_each_once() {
+        for (len, size) in [(0, 3), (1, 3), (3, 3), (100, 7), (64, 1)] {
+            let mut values: Vec<usize> = (0..len).collect();
+            pool(3).install(|| {
+                share_chunks(&mut values, size, |number, chunk| {
+                    assert!(chunk[0] == number * size && chunk.len() == size.min(len - number * size));
+                    chunk.iter_mut().for_each(|value| *value += len);
+                });
+            });
+            assert!(values.into_iter().eq(len..2 * len));
+        }
+    }
+
+    /// From outside a pool, too.
+    #[test]
     fn a_panic_reaches_the_caller() {
         let run = || {
             let fail = |phase, task| assert!((phase, task) != (1, 3), "on purpose");
             pool(2).install(|| phases(3, 10, fail, |_| ()));
         };
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        for panicking in 0..100 {
+            let run = || phases(1, 100, |_, task| assert!(task != panicking, "on purpose"), |_| ());
+            assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
+        }
     }
 }

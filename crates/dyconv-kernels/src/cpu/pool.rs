@@ -7,9 +7,8 @@
 use std::cell::RefCell;
 use std::mem;
 
-use rayon::prelude::*;
-
 use super::isa::{Isa, IsaName};
+use super::phases::share_chunks;
 use super::{Job, chosen, with};
 
 /// Values a task: worth its start.
@@ -91,13 +90,16 @@ impl Job for Forward<'_> {
     type Output = ();
     fn run<I: Isa>(self, isa: I) {
         let Self { x, y, shape } = self;
-        let maps = y.par_chunks_exact_mut(shape.outputs()).zip(x.par_chunks_exact(shape.inputs()));
-        maps.with_min_len(shape.maps_per_task()).for_each(|(y, x)| {
+        let (run, inputs, outputs) = (shape.maps_per_task(), shape.inputs(), shape.outputs());
+        share_chunks(y, run * outputs, |number, y| {
+            let x = &x[number * run * inputs..];
             SCRATCH.with_borrow_mut(|scratch| {
-                isa.run(
-                    #[inline(always)]
-                    || shape.forward(x, y, scratch),
-                );
+                for (y, x) in y.chunks_exact_mut(outputs).zip(x.chunks_exact(inputs)) {
+                    isa.run(
+                        #[inline(always)]
+                        || shape.forward(x, y, scratch),
+                    );
+                }
             });
         });
     }
@@ -114,14 +116,17 @@ impl Job for Backward<'_> {
     type Output = ();
     fn run<I: Isa>(self, isa: I) {
         let Self { x, dy, dx, shape } = self;
-        let maps = dx.par_chunks_exact_mut(shape.inputs()).zip(x.par_chunks_exact(shape.inputs()));
-        let maps = maps.zip(dy.par_chunks_exact(shape.outputs()));
-        maps.with_min_len(shape.maps_per_task()).for_each(|((dx, x), dy)| {
+        let (run, inputs, outputs) = (shape.maps_per_task(), shape.inputs(), shape.outputs());
+        share_chunks(dx, run * inputs, |number, dx| {
+            let (x, dy) = (&x[number * run * inputs..], &dy[number * run * outputs..]);
             SCRATCH.with_borrow_mut(|scratch| {
-                isa.run(
-                    #[inline(always)]
-                    || shape.backward(x, dy, dx, scratch),
-                );
+                let maps = x.chunks_exact(inputs).zip(dy.chunks_exact(outputs));
+                for (dx, (x, dy)) in dx.chunks_exact_mut(inputs).zip(maps) {
+                    isa.run(
+                        #[inline(always)]
+                        || shape.backward(x, dy, dx, scratch),
+                    );
+                }
             });
         });
     }

@@ -3,8 +3,7 @@
 use std::cell::RefCell;
 
 use super::isa::{Isa, WIDEST};
-use super::phases::share;
-use super::shared::Shared;
+use super::phases::share_chunks;
 use super::{Router, with_kept};
 use crate::Routing;
 
@@ -34,14 +33,11 @@ pub(super) fn route<I: Isa>(
         averages.resize(maps.max(averages.len()), 0.0);
         let averages = &mut averages[..maps];
         let step = (TASK_VALUES / pixels).clamp(1, maps);
-        let shared = Shared::filled(averages);
-        share(maps.div_ceil(step), |task| {
-            let maps = task * step..((task + 1) * step).min(maps);
-            // SAFETY: no two tasks have a map in common.
-            let averages = unsafe { shared.part(maps.start, maps.len()) };
+        share_chunks(averages, step, |number, averages| {
+            let x = &x[number * step * pixels..][..averages.len() * pixels];
             isa.run(
                 #[inline(always)]
-                || averages_of(isa, &x[maps.start * pixels..maps.end * pixels], averages),
+                || averages_of(isa, x, averages),
             );
         });
         for (r, averages) in r.chunks_exact_mut(bias.len()).zip(averages.chunks_exact(channels)) {

@@ -1,8 +1,7 @@
 //! Nearest neighbours: every pixel becomes a block.
 
-use rayon::prelude::*;
-
 use super::isa::{Isa, IsaName};
+use super::phases::share_chunks;
 use super::{Job, chosen, with};
 
 /// Values a task: worth its start.
@@ -61,8 +60,7 @@ impl Job for Spread<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { x, y, width, factor } = self;
         let block = width * factor.0 * factor.1;
-        let rows = y.par_chunks_exact_mut(block).zip(x.par_chunks_exact(width));
-        rows.with_min_len((TASK_VALUES / block).max(1)).for_each(|(y, x)| {
+        let one = |x: &[f32], y: &mut [f32]| {
             isa.run(
                 #[inline(always)]
                 || {
@@ -76,6 +74,10 @@ impl Job for Spread<'_> {
                     others.chunks_exact_mut(first.len()).for_each(|other| other.copy_from_slice(first));
                 },
             );
+        };
+        let run = (TASK_VALUES / block).max(1);
+        share_chunks(y, run * block, |number, y| {
+            y.chunks_exact_mut(block).zip(x[number * run * width..].chunks_exact(width)).for_each(|(y, x)| one(x, y));
         });
     }
 }
@@ -92,8 +94,7 @@ impl Job for Gather<'_> {
     fn run<I: Isa>(self, isa: I) {
         let Self { dy, dx, width, factor } = self;
         let block = width * factor.0 * factor.1;
-        let rows = dx.par_chunks_exact_mut(width).zip(dy.par_chunks_exact(block));
-        rows.with_min_len((TASK_VALUES / block).max(1)).for_each(|(dx, dy)| {
+        let one = |dy: &[f32], dx: &mut [f32]| {
             isa.run(
                 #[inline(always)]
                 || {
@@ -110,6 +111,12 @@ impl Job for Gather<'_> {
                     }
                 },
             );
+        };
+        let run = (TASK_VALUES / block).max(1);
+        share_chunks(dx, run * width, |number, dx| {
+            dx.chunks_exact_mut(width)
+                .zip(dy[number * run * block..].chunks_exact(block))
+                .for_each(|(dx, dy)| one(dy, dx));
         });
     }
 }
