@@ -28,6 +28,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         "--",
         "--nocapture",
         "conformance",
+        "helpers",
+        "phases",
         "channels_last",
     ])
     .current_dir(slices::generate()?)

@@ -15,6 +15,7 @@ mod conv;
 mod depthwise;
 #[cfg(test)]
 mod gradient_tests;
+mod helpers;
 mod input_gradient;
 mod isa;
 mod kernel_gradient;

@@ -1,18 +1,13 @@
 //! Parallel loops without sleep: the caller takes part, and where each loop needs all of the one before, threads are woken once for all.
-//!
-//! A loop of Rayon's, called from outside its pool, puts the caller to sleep and wakes a thread of the pool, and at the end the other way
-//! round; where processors are virtual, each can take longer than the loop.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use super::channels_last::team::{Counter, wait};
+use super::helpers;
 
 /// Threads that take part, at most.
 const MOST: usize = 32;
-
-/// Looks for the others at the end before the caller sleeps until they are gone: some tens of microseconds.
-const LOOKS: u32 = 2_000;
 
 /// Runs `task` for the numbers `0..tasks`, on all threads of the pool and the caller's own.
 pub(super) fn share(tasks: usize, task: impl Fn(usize) + Sync) {
@@ -81,29 +76,14 @@ pub(super) fn phases(phases: usize, tasks: usize, task: impl Fn(usize, usize) + 
             let mut looks = 0;
             while over.load(Ordering::Acquire) <= phase {
                 if broken.load(Ordering::Relaxed) {
-                    // The pool hands the panic on.
+                    // The panic itself reaches the caller.
                     return;
                 }
                 wait(&mut looks);
             }
         }
     };
-    let gone = AtomicUsize::new(0);
-    rayon::in_place_scope(|scope| {
-        let (take_part, gone) = (&take_part, &gone);
-        for index in 1..members {
-            scope.spawn(move |_| {
-                take_part(index);
-                gone.fetch_add(1, Ordering::Release);
-            });
-        }
-        take_part(0);
-        // The scope would put a caller to sleep for a last moment.
-        let mut looks = 0;
-        while gone.load(Ordering::Acquire) < members - 1 && looks < LOOKS && !broken.load(Ordering::Relaxed) {
-            wait(&mut looks);
-        }
-    });
+    helpers::together(members, &take_part);
 }
 
 /// The counter's value before it was raised, if it was below `end`.
@@ -181,7 +161,7 @@ mod tests {
             pool(2).install(|| phases(3, 10, fail, |_| ()));
         };
         assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
-        for panicking in 0..100 {
+        for panicking in 0..if cfg!(miri) { 2 } else { 100 } {
             let run = || phases(1, 100, |_, task| assert!(task != panicking, "on purpose"), |_| ());
             assert!(catch_unwind(AssertUnwindSafe(run)).is_err());
         }
