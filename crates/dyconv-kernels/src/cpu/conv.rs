@@ -13,7 +13,7 @@ use super::pack::{self, Packing};
 use super::phases::{share, share_runs};
 use super::planes::{Piece, Planes};
 use super::shared::Shared;
-use super::tile::{self, MAX_VALUES, Offsets, Wanted};
+use super::tile::{self, MAX_VALUES, Offsets, Rows};
 use super::{ConvShape, Epilogue, Kernels, activation, route, with_kept};
 
 /// Taps of a chunk, about: a tile's pixels then stay in a level-1 cache, and few chunks add to the output.
@@ -257,7 +257,7 @@ pub(super) fn chunk_channels<I: Isa>(shape: &ConvShape) -> usize {
 pub(super) trait Source {
     /// Those of block `index`, counted from the job's first, and what will be wanted next. A job takes all blocks in turn before it takes
     /// one again.
-    fn block<I: Isa>(&mut self, isa: I, index: usize) -> (&[f32], Option<Wanted>);
+    fn block<I: Isa>(&mut self, isa: I, index: usize) -> (&[f32], Option<Rows>);
 }
 
 /// Kernels that are packed already, `len` values a block.
@@ -268,7 +268,7 @@ struct Packed<'a> {
 
 impl Source for Packed<'_> {
     #[inline(always)]
-    fn block<I: Isa>(&mut self, _: I, index: usize) -> (&[f32], Option<Wanted>) {
+    fn block<I: Isa>(&mut self, _: I, index: usize) -> (&[f32], Option<Rows>) {
         (&self.values[index * self.len..][..self.len], None)
     }
 }
@@ -361,12 +361,10 @@ impl Job<'_> {
                     }
                     let (packed, wanted) = source.block(isa, block - self.blocks.0);
                     let packed = self.packing.since(packed, first * window);
-                    let size = (self.packing.height, vectors);
+                    let (size, pixels) = ((self.packing.height, vectors), (&taps, pixels));
                     match wanted {
-                        Some(wanted) => {
-                            tile::product_ahead(isa, size, packed, (&taps, pixels), &wanted, &mut sums);
-                        }
-                        None => tile::product(isa, size, packed, &taps, pixels, &mut sums),
+                        Some(wanted) => tile::product(isa, size, packed, pixels, &wanted, &mut sums),
+                        None => tile::product(isa, size, packed, pixels, &(), &mut sums),
                     }
                     self.write(&step, runs, block, &sums, out);
                 }

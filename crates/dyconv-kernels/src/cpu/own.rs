@@ -12,7 +12,7 @@ use super::pack::{self, Packing};
 use super::phases::share;
 use super::planes::Piece;
 use super::shared::Shared;
-use super::tile::Wanted;
+use super::tile::Rows;
 use super::{ConvShape, Epilogue, Kernels, route, with_kept};
 
 /// Values of mixed kernels that a task holds at a time, about: experts that are read once serve several samples.
@@ -185,13 +185,13 @@ impl Mixture<'_> {
     }
 
     /// The rows of a block, of all experts.
-    fn wanted(&self, block: usize) -> Wanted {
+    fn wanted(&self, block: usize) -> Rows {
         let Packing { taps, height, .. } = self.packing;
         let (_, experts) = self.task.source(self.task.samples.0, self.weights);
         let (rows, len) = (self.rows(block), self.task.shape.kernel_len());
         let height = height.min(rows.len() / taps);
         let (mut expert, mut row) = (0, 0);
-        Wanted(std::array::from_fn(|_| {
+        Rows(std::array::from_fn(|_| {
             let start = experts.as_ptr().wrapping_add(expert + rows.start + row * taps);
             row += 1;
             if row == height {
@@ -207,7 +207,7 @@ impl Mixture<'_> {
 
 impl Source for Mixture<'_> {
     #[inline(always)]
-    fn block<I: Isa>(&mut self, isa: I, index: usize) -> (&[f32], Option<Wanted>) {
+    fn block<I: Isa>(&mut self, isa: I, index: usize) -> (&[f32], Option<Rows>) {
         let len = self.packing.block_len();
         let mut wanted = None;
         if index == self.ready {

@@ -25,9 +25,30 @@ impl<'a> Offsets<'a> {
 /// Values of a cache line.
 const LINE: usize = 16;
 
-/// Rows of values that will be read soon, from beyond a level-2 cache, and are as long as a product is deep: a product asks for their
-/// lines while it multiplies. Where there are fewer rows, some stand there more than once.
-pub(super) struct Wanted(pub(super) [*const f32; 2 * LINE]);
+/// What will be read soon, from beyond a level-2 cache: a product asks for it line by line while it multiplies.
+pub(super) trait Ask {
+    /// Asks for what belongs to tap `k` of the `index`th vector of taps.
+    fn ask<I: Isa>(&self, isa: I, index: usize, k: usize);
+}
+
+/// Nothing.
+impl Ask for () {
+    #[inline(always)]
+    fn ask<I: Isa>(&self, _: I, _: usize, _: usize) {}
+}
+
+/// Rows of values, as long as a product is deep. Where there are fewer, some stand there more than once.
+pub(super) struct Rows(pub(super) [*const f32; 2 * LINE]);
+
+impl Ask for Rows {
+    #[inline(always)]
+    fn ask<I: Isa>(&self, isa: I, index: usize, k: usize) {
+        // Of each row, a line while so many taps are multiplied.
+        let (line, tap) = (index * I::LANES / LINE * LINE, (index * I::LANES + k) % LINE);
+        isa.fetch_ahead(self.0[2 * tap].wrapping_add(line));
+        isa.fetch_ahead(self.0[2 * tap + 1].wrapping_add(line));
+    }
+}
 
 /// `sums[i][j] = sum over k of kernels[k][i] * pixels[offsets[k] + j]` for `rows` rows and `vectors` vectors.
 ///
@@ -37,43 +58,16 @@ pub(super) fn product<I: Isa>(
     isa: I,
     (rows, vectors): (usize, usize),
     kernels: &[f32],
-    offsets: &Offsets<'_>,
-    pixels: &[f32],
-    sums: &mut Sums,
-) {
-    by_size::<I, false>(isa, (rows, vectors), kernels, (offsets, pixels), &Wanted([std::ptr::null(); _]), sums);
-}
-
-/// As [`product`], and asks for what is wanted.
-#[inline(always)]
-pub(super) fn product_ahead<I: Isa>(
-    isa: I,
-    size: (usize, usize),
-    kernels: &[f32],
-    operand: (&Offsets<'_>, &[f32]),
-    wanted: &Wanted,
-    sums: &mut Sums,
-) {
-    by_size::<I, true>(isa, size, kernels, operand, wanted, sums);
-}
-
-#[inline(always)]
-fn by_size<I: Isa, const AHEAD: bool>(
-    isa: I,
-    size: (usize, usize),
-    kernels: &[f32],
-    operand: (&Offsets<'_>, &[f32]),
-    wanted: &Wanted,
+    pixels: (&Offsets<'_>, &[f32]),
+    ahead: &impl Ask,
     sums: &mut Sums,
 ) {
     macro_rules! by_rows {
         ($($n:literal)*) => {
-            match size {
-                $(($n, 1) if $n <= I::PRODUCT.0 => fixed::<I, AHEAD, $n, 1>(isa, kernels, operand, wanted, sums),
-                ($n, 2) if $n <= I::PRODUCT.0 => fixed::<I, AHEAD, $n, 2>(isa, kernels, operand, wanted, sums),
-                ($n, 3) if $n <= I::PRODUCT.0 && I::PRODUCT.1 > 2 => {
-                    fixed::<I, AHEAD, $n, 3>(isa, kernels, operand, wanted, sums)
-                })*
+            match (rows, vectors) {
+                $(($n, 1) if $n <= I::PRODUCT.0 => fixed::<I, $n, 1>(isa, kernels, pixels, ahead, sums),
+                ($n, 2) if $n <= I::PRODUCT.0 => fixed::<I, $n, 2>(isa, kernels, pixels, ahead, sums),
+                ($n, 3) if $n <= I::PRODUCT.0 && I::PRODUCT.1 > 2 => fixed::<I, $n, 3>(isa, kernels, pixels, ahead, sums),)*
                 size => unreachable!("no tile has {size:?} rows and vectors"),
             }
         };
@@ -82,11 +76,11 @@ fn by_size<I: Isa, const AHEAD: bool>(
 }
 
 #[inline(always)]
-fn fixed<I: Isa, const AHEAD: bool, const ROWS: usize, const VECTORS: usize>(
+fn fixed<I: Isa, const ROWS: usize, const VECTORS: usize>(
     isa: I,
     kernels: &[f32],
     (offsets, pixels): (&Offsets<'_>, &[f32]),
-    wanted: &Wanted,
+    ahead: &impl Ask,
     sums: &mut Sums,
 ) {
     let Offsets { values, reach } = *offsets;
@@ -97,12 +91,7 @@ fn fixed<I: Isa, const AHEAD: bool, const ROWS: usize, const VECTORS: usize>(
     let rest = whole.remainder();
     for (index, (offsets, block)) in whole.zip(blocks.by_ref()).enumerate() {
         for k in 0..I::LANES {
-            if AHEAD {
-                // Of each row, a line while so many taps are multiplied.
-                let (line, tap) = (index * I::LANES / LINE * LINE, (index * I::LANES + k) % LINE);
-                isa.fetch_ahead(wanted.0[2 * tap].wrapping_add(line));
-                isa.fetch_ahead(wanted.0[2 * tap + 1].wrapping_add(line));
-            }
+            ahead.ask(isa, index, k);
             // SAFETY: no offset is beyond `reach`, which leaves as many values as a row of the tile has.
             let line = unsafe { line::<VECTORS, I>(pixels, offsets[k]) };
             add(isa, &mut registers, block, k, line);

@@ -352,17 +352,18 @@ impl Panels<'_> {
             }
         };
         let (size, weights) = ((channels, vectors), self.weights_of(sample));
-        if !own && self.weights.len() == weights.len() {
+        // One mixture is that of all samples, or an expert that is read once makes kernels of two.
+        let common = !own && self.weights.len() == weights.len();
+        if common || own || new.samples.len() == 1 {
             experts::mix_block(isa, size, [weights], experts, [places.kernels]);
-        } else if !own && new.samples.len() > 1 {
-            // An expert that is read once makes kernels of two samples.
+            if !common {
+                new.samples.end = sample + 1;
+            }
+        } else {
             new.sample = POINTS * (BLOCK * PANEL_VECTORS * I::LANES + SKEW);
             new.samples.end = sample + 2;
             let kernels = [places.kernels, places.kernels.wrapping_add(new.sample)];
             experts::mix_block(isa, size, [weights, self.weights_of(sample + 1)], experts, kernels);
-        } else {
-            new.samples.end = sample + 1;
-            experts::mix_block(isa, size, [weights], experts, [places.kernels]);
         }
         new
     }
