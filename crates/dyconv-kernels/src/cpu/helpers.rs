@@ -102,6 +102,25 @@ mod tests {
     }
 
     #[test]
+    fn who_has_come_is_waited_for() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let (begun, ended) = (AtomicBool::new(false), AtomicBool::new(false));
+        let work = |number| {
+            if number == 0 {
+                while !begun.load(Ordering::Relaxed) {
+                    std::thread::yield_now();
+                }
+            } else {
+                begun.store(true, Ordering::Relaxed);
+                std::thread::sleep(std::time::Duration::from_millis(20));
+                ended.store(true, Ordering::Relaxed);
+            }
+        };
+        pool.install(|| together(2, &work));
+        assert!(ended.into_inner());
+    }
+
+    #[test]
     fn a_panic_of_a_helper_reaches_the_caller() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         for panicking in 0..2 {

@@ -124,6 +124,8 @@ mod tests {
                         count,
                         tasks,
                         |phase, task| {
+                            // So long that others come before one has done everything.
+                            std::thread::sleep(std::time::Duration::from_micros(30));
                             assert_eq!(between.load(Ordering::Relaxed), phase);
                             assert_eq!(done[task].fetch_add(1, Ordering::Relaxed), phase);
                         },
