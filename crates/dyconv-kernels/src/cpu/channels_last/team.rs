@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle, Thread};
 
-/// Looks at a barrier before the processor is offered to others: a few microseconds.
-const LOOKS: u32 = 2_000;
+/// Looks at a barrier before the processor is offered to others: some microseconds. An interpreter runs one thread at a time.
+const LOOKS: u32 = if cfg!(miri) { 1 } else { 2_000 };
 /// Looks for the next run before a member sleeps.
-const LOOKS_BETWEEN_RUNS: u32 = 20_000;
+const LOOKS_BETWEEN_RUNS: u32 = 10 * LOOKS;
 
 /// A counter in a cache line of its own.
 #[repr(align(128))]
