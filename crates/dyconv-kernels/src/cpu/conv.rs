@@ -200,8 +200,7 @@ fn convolve<I: Isa>(
             Piece { rows: (from, to - from), ..everything }
         };
         let per_group = packing.block_len() * packing.blocks();
-        let share = packing.blocks().div_ceil(parts);
-        let blocks = (part * share, ((part + 1) * share).min(packing.blocks()));
+        let blocks = part_of(packing.blocks(), part, parts);
         let job = Job {
             shape,
             packing,
@@ -216,6 +215,11 @@ fn convolve<I: Isa>(
         let packed = &packed[sample * set + group * per_group..][..per_group][blocks.0 * packing.block_len()..];
         job.go(isa, &mut Packed { values: packed, len: packing.block_len() }, &out);
     });
+}
+
+/// Begin and end of part `part` of `parts`, none of which is empty where there are no more parts than blocks.
+pub(super) fn part_of(blocks: usize, part: usize, parts: usize) -> (usize, usize) {
+    (part * blocks / parts, (part + 1) * blocks / parts)
 }
 
 /// A 1x1 convolution without padding sees no rows: its maps are one long row each.

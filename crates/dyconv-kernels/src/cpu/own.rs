@@ -112,8 +112,7 @@ impl Task<'_> {
         let packing = conv::packing::<I>(shape);
         let (first, count) = self.samples;
         let maps = self.x.len() / shape.batch;
-        let share = packing.blocks().div_ceil(parts);
-        let blocks = ((part * share).min(packing.blocks()), ((part + 1) * share).min(packing.blocks()));
+        let blocks = conv::part_of(packing.blocks(), part, parts);
         if let Kernels::Routed { router, .. } = self.kernels {
             let experts = router.bias.len();
             weights.resize((count * experts).max(weights.len()), 0.0);
