@@ -1,8 +1,8 @@
 //! One scale and one shift a channel, in one pass: batch normalisation by running statistics.
 
 use candle_core::{CpuStorage, CustomOp3, DType, Device, Layout, Shape, Tensor};
-use rayon::prelude::*;
 
+use crate::cpu;
 use crate::error::{Operation, Result};
 use crate::op::slice;
 
@@ -45,13 +45,8 @@ impl CustomOp3 for ScaleShift {
     ) -> candle_core::Result<(CpuStorage, Shape)> {
         let (_, channels, height, width) = x_layout.shape().dims4()?;
         let (x, scale, shift) = (slice(x, x_layout)?, slice(scale, scale_layout)?, slice(shift, shift_layout)?);
-        let mut y = vec![0.0; x.len()];
-        let plane = (height * width).max(1);
-        y.par_chunks_mut(plane).zip(x.par_chunks(plane)).enumerate().for_each(|(map, (y, x))| {
-            let (scale, shift) = (scale[map % channels], shift[map % channels]);
-            y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale + shift);
-        });
-        Ok((CpuStorage::F32(y), x_layout.shape().clone()))
+        debug_assert_eq!(scale.len(), channels);
+        Ok((CpuStorage::F32(cpu::scale_shift(x, scale, shift, height * width)), x_layout.shape().clone()))
     }
 }
 

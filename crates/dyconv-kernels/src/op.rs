@@ -176,19 +176,23 @@ pub(crate) fn shape(
         config: *config,
     };
     let outputs = [shape.out_channels, out_height, out_width].iter().try_fold(batch, |all, n| all.checked_mul(*n));
-    match outputs {
-        // Sizes of a padded map are counted in 32 bits.
-        Some(outputs) if outputs <= isize::MAX as usize / 16 && padded_pixels(&shape).is_some() => Ok(shape),
-        _ => Err(operation.wrong("config", "of a result that fits into memory", format!("{config:?}"))),
+    if outputs.is_none_or(|outputs| outputs > isize::MAX as usize / 16) {
+        return Err(operation.wrong("config", "of a result that fits into memory", format!("{config:?}")));
     }
+    if !countable(&shape) {
+        let expected = "maps of fewer than 2^26 pixels, padding and a stride more each way included";
+        let got = format!("of {height}x{width} pixels, padding {padding:?}, strides {stride:?}");
+        return Err(operation.wrong("x", expected, got));
+    }
+    Ok(shape)
 }
 
-/// Pixels of a padded map, where few enough for the kernels.
-fn padded_pixels(shape: &ConvShape) -> Option<u32> {
+/// Whether a padded map has few enough pixels: kernels count the values of a chunk of up to 64 channels in 32 bits.
+fn countable(shape: &ConvShape) -> bool {
     let config = &shape.config;
     let height = (shape.input.0 + 2 * config.padding.0).saturating_add(config.stride.0);
     let width = (shape.input.1 + 2 * config.padding.1).saturating_add(config.stride.1);
-    u32::try_from(height.checked_mul(width)?.checked_mul(64)?).ok()
+    height.checked_mul(width).is_some_and(|pixels| pixels < 1 << 26)
 }
 
 struct Convolution {

@@ -115,6 +115,8 @@ pub fn all() -> Vec<Case> {
             false,
             folded,
         ),
+        // One channel whose kernels are more than shared memory holds at once, which its gradient would like to.
+        conv((1, 1, 230), (6, 7), ConvConfig { kernel: (6, 6), ..PLAIN }, true, NO_TAIL),
         // More than one chunk of pixels for the gradient of kernels, shared and per sample; parts that are not alike.
         conv((2, 2, 3), (33, 32), SAME, false, NO_TAIL),
         conv((65, 2, 3), (2, 2), ConvConfig { kernel: (2, 2), ..PLAIN }, false, folded),

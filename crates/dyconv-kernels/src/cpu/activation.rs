@@ -46,7 +46,8 @@ pub(super) fn add_to<I: Isa>(isa: I, sums: &mut [f32], values: &[f32]) {
 /// The sigmoid of one value, without a branch.
 #[inline(always)]
 pub(super) fn sigmoid_of(x: f32) -> f32 {
-    1.0 / (1.0 + exp(-x))
+    let sigmoid = 1.0 / (1.0 + exp(-x));
+    if x.is_nan() { x } else { sigmoid }
 }
 
 /// SiLU of one value, without a branch.
@@ -71,12 +72,11 @@ fn map<I: Isa>(isa: I, x: &[f32], y: &mut [f32], f: impl Fn(f32) -> f32 + Copy +
 /// The exponential without a branch, so that a loop over it becomes vectors: `2^n * exp(r)` with `n` whole.
 ///
 /// The remainder `r = x - n ln 2` is within 0.35, where seven terms of the series leave an error below 2e-7.
-/// Arguments beyond those of finite results are clamped; NaN stays NaN.
+/// Arguments beyond those of finite results are clamped. Of NaN it makes any number.
 #[inline(always)]
 fn exp(x: f32) -> f32 {
     /// Adding it rounds to a whole number, which then stands in the low bits.
     const ROUND: f32 = 12_582_912.0;
-    // Not `clamp` or `max`: NaN must come through.
     let x = if x < -87.0 { -87.0 } else { x };
     let x = if x > 88.0 { 88.0 } else { x };
     let t = x * std::f32::consts::LOG2_E;
@@ -117,9 +117,13 @@ mod tests {
                     assert!(close, "{kind:?} of {x} on {}: {y} instead of {expected}", isa.name());
                 }
             }
-            let mut y = [0.0];
-            unary_on(isa, Unary::Silu, &[f32::NAN], &mut y);
-            assert!(y[0].is_nan());
+            // With its low bits set, too: those are where exp puts its power of two.
+            let nans = [f32::NAN, -f32::NAN, f32::from_bits(0x7FC0_0001), f32::from_bits(u32::MAX)];
+            for kind in [Unary::Silu, Unary::Sigmoid] {
+                let mut y = [0.0; 4];
+                unary_on(isa, kind, &nans, &mut y);
+                assert!(y.iter().all(|y| y.is_nan()), "{kind:?} on {}: {y:?}", isa.name());
+            }
         }
     }
 }

@@ -93,6 +93,28 @@ pub fn add_to_planes(x: &mut [f32], values: &[f32], pixels: usize) {
     }
 }
 
+/// `x * scale[c] + shift[c]` on planes of `pixels` values, in the order of their channels c, sample by sample.
+///
+/// # Panics
+/// Where there are not as many shifts as scales, or `x` is not whole samples.
+pub fn scale_shift(x: &[f32], scale: &[f32], shift: &[f32], pixels: usize) -> Vec<f32> {
+    assert_eq!(scale.len(), shift.len());
+    assert!(x.len().is_multiple_of(pixels * scale.len()));
+    let mut y = vec![0.0; x.len()];
+    if let Some(run) = TASK_VALUES.checked_div(pixels) {
+        let run = run.max(1);
+        share_chunks(&mut y, run * pixels, |number, y| {
+            let x = &x[number * run * pixels..];
+            for (index, (y, x)) in y.chunks_exact_mut(pixels).zip(x.chunks_exact(pixels)).enumerate() {
+                let channel = (number * run + index) % scale.len();
+                let (scale, shift) = (scale[channel], shift[channel]);
+                y.iter_mut().zip(x).for_each(|(y, x)| *y = x * scale + shift);
+            }
+        });
+    }
+    y
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,6 +127,9 @@ mod tests {
         assert_eq!(cut_channels(&joined, 5, 0, 2), a);
         assert_eq!(cut_channels(&joined, 5, 2, 3), b);
         assert_eq!(plane_sums(&joined, 5), [10.5, 26.25]);
+        let scaled = scale_shift(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0], &[2.0, 0.5], &[1.0, 0.0], 2);
+        assert_eq!(scaled, [3.0, 5.0, 1.5, 2.0, 11.0, 13.0, 3.5, 4.0]);
+        assert!(scale_shift(&[], &[1.0], &[0.0], 0).is_empty());
         let long: Vec<f32> = (0..37).map(|i| i as f32).collect();
         assert_eq!(plane_sums(&long, 37), [666.0]);
         let mut sums = joined;

@@ -15,8 +15,7 @@ use rayon::{ThreadPool, ThreadPoolBuilder};
 use super::pool::{max_pool2d_backward_on, max_pool2d_on};
 use super::upsample::{upsample_nearest2d_backward_on, upsample_nearest2d_on};
 use super::{
-    ConvShape, Epilogue, IsaName, Kernels, PackedKernels, PoolShape, Unary, available, conv2d_on, mix_experts_on,
-    route_on, unary_on,
+    ConvShape, Epilogue, IsaName, Kernels, PoolShape, Unary, available, conv2d_on, mix_experts_on, route_on, unary_on,
 };
 use crate::{ConvConfig, Routing};
 
@@ -132,7 +131,6 @@ enum Form {
 #[derive(Debug, Clone, Copy)]
 enum Source {
     Shared,
-    Packed,
     PerSample,
     /// Of so many experts.
     Mixed(usize),
@@ -152,7 +150,6 @@ struct Parts {
 fn sources_of_kernels() -> impl Strategy<Value = (Source, Parts)> {
     let source = prop_oneof![
         Just(Source::Shared),
-        Just(Source::Packed),
         Just(Source::PerSample),
         (1..6usize).prop_map(Source::Mixed),
         (1..6usize).prop_map(Source::Routed)
@@ -217,7 +214,7 @@ struct Operands {
 impl Operands {
     fn new(x: &[f32], s: &ConvShape, source: Source, parts: Parts, seed: u32) -> Self {
         let (sets, experts) = match source {
-            Source::Shared | Source::Packed => (1, 0),
+            Source::Shared => (1, 0),
             Source::PerSample => (s.batch, 0),
             Source::Mixed(experts) | Source::Routed(experts) => (experts, experts),
         };
@@ -251,7 +248,7 @@ impl Operands {
         let set = |index: usize| &self.kernels[index * s.kernel_len()..][..s.kernel_len()];
         let terms = |set: &[f32]| set.iter().map(|w| (f64::from(*w), f64::from(w.abs()))).collect();
         match self.source {
-            Source::Shared | Source::Packed => terms(set(0)),
+            Source::Shared => terms(set(0)),
             Source::PerSample => terms(set(sample)),
             Source::Mixed(experts) | Source::Routed(experts) => {
                 let weights = &self.routing[sample * experts..][..experts];
@@ -265,13 +262,8 @@ impl Operands {
     }
 
     fn run(&self, isa: IsaName, x: &[f32], silu: bool, s: &ConvShape) -> Vec<f32> {
-        let packed;
         let kernels = match self.source {
             Source::Shared => Kernels::Shared(&self.kernels),
-            Source::Packed => {
-                packed = PackedKernels::for_isa(isa, &self.kernels, s);
-                Kernels::Packed(&packed)
-            }
             Source::PerSample => Kernels::PerSample(&self.kernels),
             Source::Mixed(_) => Kernels::Mixed { weights: &self.routing, experts: &self.kernels },
             Source::Routed(_) => {
@@ -513,7 +505,7 @@ fn enlargement_gradient((rows, width, factor, seed): (usize, usize, (usize, usiz
 }
 
 /// What the machine has by its own word, not by the detection that the kernels rely on.
-fn machine_has(isa: IsaName) -> bool {
+pub(super) fn machine_has(isa: IsaName) -> bool {
     match isa {
         IsaName::Scalar => true,
         IsaName::Neon => cfg!(target_arch = "aarch64"),

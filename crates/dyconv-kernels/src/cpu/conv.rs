@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
+use super::channels_last::LINE;
 use super::isa::{Isa, copy};
 use super::own;
 use super::pack::{self, Packing};
@@ -20,8 +21,6 @@ use super::{ConvShape, Epilogue, Kernels, activation, route, with_kept};
 const CHUNK_TAPS: usize = 576;
 /// Values of the planes of a task, about: a quarter of a level-2 cache of 512 KiB.
 const PLANE_VALUES: usize = 32 * 1024;
-/// Values of a cache line.
-const LINE: usize = 16;
 /// Channels that the copies of maps look ahead.
 const AHEAD: usize = 2;
 /// Values of mixed kernels that exist at a time, about.
@@ -58,7 +57,6 @@ pub(super) fn conv2d<I: Isa>(
     let packing = packing::<I>(shape);
     let set = packing.block_len() * packing.blocks() * shape.config.groups;
     match *kernels {
-        Kernels::Packed(packed) => return convolve(isa, x, (packed.values(), 0), epilogue, y, shape),
         Kernels::Shared(experts) => {
             return with_kept(&PACKED, |packed| {
                 packed.resize(set.max(packed.len()), 0.0);
@@ -89,7 +87,7 @@ pub(super) fn conv2d<I: Isa>(
                     route::by_router(isa, x, router, &mut weights[..count]);
                     mix_all(isa, shape, &weights[..count], experts, packed);
                 }),
-                Kernels::Packed(_) | Kernels::Shared(_) => unreachable!("packed once for all samples, above"),
+                Kernels::Shared(_) => unreachable!("packed once for all samples, above"),
             }
             let shift = shift_from(epilogue, first * shape.out_channels, shape);
             let part = ConvShape { batch: samples, ..*shape };
@@ -111,12 +109,6 @@ pub(super) fn shift_from<'a>(epilogue: &Epilogue<'a>, first: usize, shape: &Conv
 /// The packed form for a shape.
 pub(super) fn packing<I: Isa>(shape: &ConvShape) -> Packing {
     Packing::new::<I>(shape.out_channels / shape.config.groups, shape.taps())
-}
-
-/// Values of one set of packed kernels.
-pub(super) fn packed_len<I: Isa>(shape: &ConvShape) -> usize {
-    let packing = packing::<I>(shape);
-    packing.block_len() * packing.blocks() * shape.config.groups
 }
 
 /// Mixes the experts for each sample of `weights`, on all threads.
@@ -238,12 +230,12 @@ pub(super) fn flattened(shape: &ConvShape) -> ConvShape {
 pub(super) fn in_place(shape: &ConvShape) -> bool {
     /// Bytes of a level-1 cache that have a set of their own.
     const SETS: usize = 4096;
-    const LINE: usize = 64;
+    const LINE_BYTES: usize = LINE * size_of::<f32>();
     let bytes = size_of::<f32>() * shape.input.1;
     let long_row = shape.config.kernel == (1, 1) && shape.input.0 == 1 && shape.output == shape.input;
     // The largest power of two that divides both.
     let common = 1 << bytes.trailing_zeros().min(SETS.trailing_zeros());
-    long_row && shape.config.padding == (0, 0) && bytes <= 4 * SETS && common <= LINE
+    long_row && shape.config.padding == (0, 0) && bytes <= 4 * SETS && common <= LINE_BYTES
 }
 
 /// Channels of a chunk: so many that its taps are whole vectors of the packed form.

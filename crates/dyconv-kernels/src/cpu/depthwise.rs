@@ -7,6 +7,7 @@
 use std::cell::RefCell;
 use std::mem::MaybeUninit;
 
+use super::channels_last::LINE;
 use super::isa::{Isa, copy};
 use super::phases::{phases, share, share_runs};
 use super::planes::{Piece, Planes};
@@ -23,8 +24,6 @@ const ROWS: usize = 4;
 const TASK_VALUES: usize = 8192;
 /// Values of maps that a thread takes at a time where it need not be woken for them.
 const STEP_VALUES: usize = 4096;
-/// Values of a cache line.
-const LINE: usize = 16;
 
 /// What a thread keeps between tasks.
 #[derive(Default)]
@@ -56,7 +55,6 @@ pub(super) fn conv2d<I: Isa>(
     shape: &ConvShape,
 ) {
     match *kernels {
-        Kernels::Packed(packed) => convolve(isa, x, packed.values(), epilogue, y, shape),
         Kernels::Shared(kernels) | Kernels::PerSample(kernels) => convolve(isa, x, kernels, epilogue, y, shape),
         Kernels::Mixed { weights, experts } => with_kept(&MIXED, |mixed| {
             let len = shape.batch * shape.kernel_len();

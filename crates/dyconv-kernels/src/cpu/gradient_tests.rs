@@ -102,7 +102,9 @@ fn gradients_agree_with_their_definition() {
     while shapes.len() < if cfg!(miri) { 3 } else { 150 } {
         shapes.extend(dice.shape());
     }
-    for (seed, s) in (1..).zip(&shapes) {
+    let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+    let pools = if cfg!(miri) { vec![pool(2)] } else { [2, 1, 7, 16].map(pool).into() };
+    for ((seed, s), pool) in (1..).zip(&shapes).zip(pools.iter().cycle()) {
         let x = noise(s.batch * s.in_channels * s.input.0 * s.input.1, seed);
         let dy = noise(s.batch * s.out_channels * s.output.0 * s.output.1, seed + 1000);
         for per_sample in [false, true] {
@@ -112,9 +114,10 @@ fn gradients_agree_with_their_definition() {
                 dk[kernel] += f64::from(x[pixel]) * f64::from(dy[output]);
                 dx[pixel] += f64::from(kernels[kernel]) * f64::from(dy[output]);
             });
-            assert_close(&conv2d_input_gradient(&dy, &kernels, s), &dx, &format!("input of {s:?}, {per_sample}"));
+            let got = pool.install(|| conv2d_input_gradient(&dy, &kernels, s));
+            assert_close(&got, &dx, &format!("input of {s:?}, {per_sample}"));
             for isa in available() {
-                let got = gradient_on(isa, &x, &dy, per_sample, s);
+                let got = pool.install(|| gradient_on(isa, &x, &dy, per_sample, s));
                 assert_close(&got, &dk, &format!("kernels of {s:?}, {per_sample}, {}", isa.name()));
             }
         }
@@ -148,4 +151,18 @@ fn gradients_of_many_tasks() {
             assert!(on(2) == got && on(5) == got, "{s:?}, {}", isa.name());
         }
     }
+}
+
+#[test]
+fn nothing_in_gives_zeros_and_groups_that_do_not_divide_are_refused() {
+    let config = ConvConfig { kernel: (3, 3), stride: (1, 1), padding: (1, 1), dilation: (1, 1), groups: 2 };
+    let shape = ConvShape { batch: 0, in_channels: 4, out_channels: 6, input: (5, 5), output: (5, 5), config };
+    for isa in available() {
+        assert_eq!(gradient_on(isa, &[], &[], false, &shape), vec![0.0; shape.kernel_len()]);
+        assert!(gradient_on(isa, &[], &[], true, &shape).is_empty());
+    }
+    let shape = ConvShape { batch: 1, out_channels: 5, ..shape };
+    let (x, dy, kernels) = (noise(4 * 25, 1), noise(5 * 25, 2), noise(shape.kernel_len(), 3));
+    assert!(std::panic::catch_unwind(|| gradient_on(available()[0], &x, &dy, false, &shape)).is_err());
+    assert!(std::panic::catch_unwind(|| conv2d_input_gradient(&dy, &kernels, &shape)).is_err());
 }

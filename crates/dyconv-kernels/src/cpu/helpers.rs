@@ -25,6 +25,15 @@ struct Room {
 
 const CLOSED: usize = 1 << (usize::BITS - 1);
 
+/// Calls for help that a thread leaves unheard, at most, for each helper it would have: where all threads of the pool are at tasks that
+/// do not end, none is ever heard.
+const UNHEARD: usize = 4;
+
+thread_local! {
+    /// This thread's calls for help that no thread of the pool has come upon yet.
+    static CALLS: Arc<AtomicUsize> = Arc::default();
+}
+
 // SAFETY: `work` points to something that may be used from all threads.
 unsafe impl Send for Room {}
 // SAFETY: as above.
@@ -54,9 +63,17 @@ pub(super) fn together(members: usize, work: &Work<'_>) {
     let erased = unsafe { std::mem::transmute::<*const Work<'_>, *const Work<'static>>(std::ptr::from_ref(work)) };
     let room = Room { work: erased, entered: AtomicUsize::new(0), left: AtomicUsize::new(0), panic: Mutex::new(None) };
     let room = Arc::new(room);
+    let calls = CALLS.with(Arc::clone);
     for _ in 1..members {
-        let room = room.clone();
-        rayon::spawn(move || room.help());
+        if calls.load(Ordering::Relaxed) >= UNHEARD * members {
+            break;
+        }
+        calls.fetch_add(1, Ordering::Relaxed);
+        let (room, calls) = (room.clone(), calls.clone());
+        rayon::spawn(move || {
+            calls.fetch_sub(1, Ordering::Relaxed);
+            room.help();
+        });
     }
     let outcome = catch_unwind(AssertUnwindSafe(|| work(0)));
     let entered = room.entered.fetch_or(CLOSED, Ordering::AcqRel);
@@ -84,10 +101,10 @@ mod tests {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
         for round in 0..if cfg!(miri) { 4 } else { 200 } {
             let seen: [AtomicUsize; 3] = std::array::from_fn(|_| AtomicUsize::new(0));
-            let late = AtomicBool::new(false);
+            let (late, came_late) = (AtomicBool::new(false), AtomicUsize::new(0));
             pool.install(|| {
                 together(3, &|number| {
-                    assert!(!late.load(Ordering::Relaxed));
+                    came_late.fetch_add(late.load(Ordering::Relaxed).into(), Ordering::Relaxed);
                     seen[number].fetch_add(1, Ordering::Relaxed);
                     if number == 0 {
                         (0..round * 10).for_each(|_| std::hint::spin_loop());
@@ -96,9 +113,33 @@ mod tests {
                 // Two threads, one of them the caller's: a second helper comes when the work is over, if at all.
                 late.store(true, Ordering::Relaxed);
             });
+            // Whoever was called is heard before this is.
+            pool.broadcast(|_| ());
+            assert_eq!(came_late.into_inner(), 0);
             assert_eq!(seen[0].load(Ordering::Relaxed), 1);
             assert!(seen[1..].iter().all(|seen| seen.load(Ordering::Relaxed) <= 1));
         }
+    }
+
+    #[test]
+    fn nobody_calls_on_and_on_for_helpers_that_cannot_come() {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(2).build().unwrap();
+        let (release, held) = std::sync::mpsc::channel::<()>();
+        pool.spawn(move || held.recv().unwrap_or_default());
+        let unheard = pool.install(|| {
+            (0..100).for_each(|_| together(2, &|_| ()));
+            CALLS.with(|calls| calls.load(Ordering::Relaxed))
+        });
+        assert_eq!(unheard, 2 * UNHEARD);
+        drop(release);
+        let come = AtomicBool::new(false);
+        let work = |number| {
+            come.fetch_or(number > 0, Ordering::Relaxed);
+            while !come.load(Ordering::Relaxed) {
+                std::thread::yield_now();
+            }
+        };
+        pool.install(|| together(2, &work));
     }
 
     #[test]

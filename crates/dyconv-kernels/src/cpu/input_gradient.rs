@@ -13,10 +13,11 @@ use crate::ConvConfig;
 /// The gradient for `x`; `kernels` are [`ConvShape::kernel_len`] values, or as many for each sample.
 ///
 /// # Panics
-/// Where a slice is not as long as `shape` says.
+/// Where a slice is not as long as `shape` says, or its groups do not divide its channels.
 pub fn conv2d_input_gradient(dy: &[f32], kernels: &[f32], shape: &ConvShape) -> Vec<f32> {
     assert_eq!(dy.len(), shape.batch * shape.out_channels * shape.output.0 * shape.output.1);
     assert!([shape.kernel_len(), shape.batch * shape.kernel_len()].contains(&kernels.len()));
+    shape.check();
     let (height, width) = shape.input;
     let phases = |pick: fn((usize, usize)) -> usize, size: usize, outputs: usize| -> Vec<Phase> {
         let ConvConfig { kernel, stride, padding, dilation, .. } = shape.config;

@@ -14,7 +14,7 @@ use super::isa::{Isa, copy};
 use super::phases::share_runs;
 use super::shared::Shared;
 use super::strided::gather;
-use super::{ConvShape, IsaName, Job, chosen, with};
+use super::{ConvShape, IsaName, Job, chosen, conv, with};
 use crate::ConvConfig;
 
 /// Numbers of a piece, about: a run of each of a tile's rows and taps stays in a level-1 cache.
@@ -46,7 +46,7 @@ thread_local! {
 /// The gradient for the kernels: of `batch * kernel_len` values where each sample has its own, else of `kernel_len`.
 ///
 /// # Panics
-/// Where a slice is not as long as `shape` says.
+/// Where a slice is not as long as `shape` says, or its groups do not divide its channels.
 pub fn conv2d_kernel_gradient(x: &[f32], dy: &[f32], per_sample: bool, shape: &ConvShape) -> Vec<f32> {
     gradient_on(chosen(), x, dy, per_sample, shape)
 }
@@ -54,7 +54,11 @@ pub fn conv2d_kernel_gradient(x: &[f32], dy: &[f32], per_sample: bool, shape: &C
 pub(super) fn gradient_on(isa: IsaName, x: &[f32], dy: &[f32], per_sample: bool, shape: &ConvShape) -> Vec<f32> {
     assert_eq!(x.len(), shape.batch * shape.in_channels * shape.input.0 * shape.input.1);
     assert_eq!(dy.len(), shape.batch * shape.out_channels * shape.output.0 * shape.output.1);
+    shape.check();
     let len = shape.kernel_len() * if per_sample { shape.batch } else { 1 };
+    if x.is_empty() || dy.is_empty() {
+        return vec![0.0; len];
+    }
     let mut dk = Vec::with_capacity(len);
     let out = Shared::new(&mut dk.spare_capacity_mut()[..len]);
     if with(isa, Gradient { x, dy, per_sample, shape, out }).is_none() {
@@ -76,7 +80,7 @@ struct Gradient<'a> {
 impl Job for Gradient<'_> {
     type Output = ();
     fn run<I: Isa>(self, isa: I) {
-        let shape = &flattened(self.shape);
+        let shape = &conv::flattened(self.shape);
         let config = &shape.config;
         let window = config.kernel.0 * config.kernel.1;
         let (groups, sets) = (config.groups, if self.per_sample { shape.batch } else { 1 });
@@ -140,17 +144,6 @@ fn total(lanes: &[f32]) -> f32 {
         }
     }
     halves[0]
-}
-
-/// A 1x1 convolution without padding sees no rows: its maps are one long row each.
-fn flattened(shape: &ConvShape) -> ConvShape {
-    let config = &shape.config;
-    if config.kernel == (1, 1) && config.stride == (1, 1) && config.padding == (0, 0) {
-        let pixels = shape.output.0 * shape.output.1;
-        ConvShape { input: (1, pixels), output: (1, pixels), ..*shape }
-    } else {
-        *shape
-    }
 }
 
 /// How one axis of a padded copy is cut into phases.

@@ -46,7 +46,7 @@ use std::thread::LocalKey;
 use crate::ConvConfig;
 
 pub use batch_norm::{NormShape, Statistics, batch_norm_backward, batch_norm_training};
-pub use channels::{add_to_planes, cut_channels, join_channels, plane_sums};
+pub use channels::{add_to_planes, cut_channels, join_channels, plane_sums, scale_shift};
 use channels_last::planar;
 pub use input_gradient::conv2d_input_gradient;
 pub use isa::IsaName;
@@ -72,6 +72,15 @@ pub struct ConvShape {
 }
 
 impl ConvShape {
+    /// Checks that nothing of it is zero that must not be, and that its groups divide its channels.
+    fn check(&self) {
+        let ConvConfig { kernel, stride, dilation, groups, .. } = self.config;
+        assert!(
+            ![kernel.0, kernel.1, stride.0, stride.1, dilation.0, dilation.1, groups, self.in_channels].contains(&0)
+        );
+        assert!(self.in_channels.is_multiple_of(groups) && self.out_channels.is_multiple_of(groups));
+    }
+
     /// Values of one sample's kernels.
     pub fn kernel_len(&self) -> usize {
         self.out_channels * self.taps()
@@ -124,8 +133,6 @@ pub enum Kernels<'a> {
         /// `[K, kernel_len]`
         experts: &'a [f32],
     },
-    /// The same for all samples, packed before.
-    Packed(&'a PackedKernels),
 }
 
 /// What gives a sample's routing weights: `activation(weight * average(x) + bias)`.
@@ -150,65 +157,12 @@ pub struct Epilogue<'a> {
     pub silu: bool,
 }
 
-/// Kernels in the layout of this CPU's register tile.
-#[derive(Debug, Clone)]
-pub struct PackedKernels {
-    isa: IsaName,
-    kernel_len: usize,
-    /// Transformed for Winograd's algorithm.
-    winograd: bool,
-    values: Vec<f32>,
-}
-
-impl PackedKernels {
-    /// Packs the kernels of a shape, [`ConvShape::kernel_len`] values.
-    ///
-    /// # Panics
-    /// Where there are more or fewer.
-    pub fn new(kernels: &[f32], shape: &ConvShape) -> Self {
-        Self::for_isa(chosen(), kernels, shape)
-    }
-
-    fn for_isa(isa: IsaName, kernels: &[f32], shape: &ConvShape) -> Self {
-        assert_eq!(kernels.len(), shape.kernel_len());
-        let Some(values) = with(isa, Pack { kernels, shape }) else {
-            unreachable!("{isa:?} was not found on this CPU")
-        };
-        Self { isa, kernel_len: kernels.len(), winograd: planar::suits(shape), values }
-    }
-
-    pub(crate) fn values(&self) -> &[f32] {
-        &self.values
-    }
-}
-
-struct Pack<'a> {
-    kernels: &'a [f32],
-    shape: &'a ConvShape,
-}
-
-impl Job for Pack<'_> {
-    type Output = Vec<f32>;
-    fn run<I: isa::Isa>(self, isa: I) -> Vec<f32> {
-        if self.shape.depthwise() {
-            return self.kernels.to_vec();
-        }
-        if planar::suits(self.shape) {
-            return planar::pack(isa, self.kernels, self.shape);
-        }
-        let mut packed = vec![0.0; conv::packed_len::<I>(self.shape)];
-        conv::mix_all(isa, self.shape, &[1.0], self.kernels, &mut packed);
-        packed
-    }
-}
-
 /// Convolution of `x`, `[batch, in_channels, height, width]`; writes every value of `y`.
 ///
 /// # Panics
 /// Where a slice is not as long as `shape` says.
 pub fn conv2d(x: &[f32], kernels: &Kernels<'_>, epilogue: &Epilogue<'_>, y: &mut [f32], shape: &ConvShape) {
-    let isa = if let Kernels::Packed(packed) = kernels { packed.isa } else { chosen() };
-    conv2d_on(isa, x, kernels, epilogue, y, shape);
+    conv2d_on(chosen(), x, kernels, epilogue, y, shape);
 }
 
 /// As [`conv2d`], into memory of its own, which is not filled with zeros first.
@@ -216,10 +170,9 @@ pub fn conv2d(x: &[f32], kernels: &Kernels<'_>, epilogue: &Epilogue<'_>, y: &mut
 /// # Panics
 /// Where a slice is not as long as `shape` says.
 pub fn conv2d_new(x: &[f32], kernels: &Kernels<'_>, epilogue: &Epilogue<'_>, shape: &ConvShape) -> Vec<f32> {
-    let isa = if let Kernels::Packed(packed) = kernels { packed.isa } else { chosen() };
     let len = shape.batch * shape.out_channels * shape.output.0 * shape.output.1;
     let mut y = Vec::with_capacity(len);
-    conv2d_into(isa, x, kernels, epilogue, &mut y.spare_capacity_mut()[..len], shape);
+    conv2d_into(chosen(), x, kernels, epilogue, &mut y.spare_capacity_mut()[..len], shape);
     // SAFETY: there is room for `len` values, and the convolution has written all of them.
     unsafe { y.set_len(len) };
     y
@@ -248,9 +201,7 @@ fn conv2d_into(
     y: &mut [MaybeUninit<f32>],
     shape: &ConvShape,
 ) {
-    let ConvConfig { kernel, stride, dilation, groups, .. } = shape.config;
-    assert!(![kernel.0, kernel.1, stride.0, stride.1, dilation.0, dilation.1, groups, shape.in_channels].contains(&0));
-    assert!(shape.in_channels.is_multiple_of(groups) && shape.out_channels.is_multiple_of(groups));
+    shape.check();
     assert_eq!(x.len(), shape.batch * shape.in_channels * shape.input.0 * shape.input.1);
     assert_eq!(y.len(), shape.batch * shape.out_channels * shape.output.0 * shape.output.1);
     let len = shape.kernel_len();
@@ -262,7 +213,6 @@ fn conv2d_into(
             assert!(!router.bias.is_empty() && router.weight.len() == router.bias.len() * shape.in_channels);
             assert_eq!(router.bias.len() * len, experts.len());
         }
-        Kernels::Packed(packed) => assert_eq!(packed.kernel_len, len),
     }
     assert!(epilogue.scale.is_empty() || epilogue.scale.len() == shape.out_channels);
     assert!([0, shape.out_channels, shape.batch * shape.out_channels].contains(&epilogue.shift.len()));
@@ -482,12 +432,7 @@ struct Conv<'a> {
 impl Job for Conv<'_> {
     type Output = ();
     fn run<I: isa::Isa>(self, isa: I) {
-        // Packed kernels say themselves what they were packed for.
-        let winograd = match self.kernels {
-            Kernels::Packed(packed) => packed.winograd,
-            _ => planar::suits(self.shape),
-        };
-        if winograd {
+        if planar::suits(self.shape) {
             planar::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);
         } else if self.shape.depthwise() {
             depthwise::conv2d(isa, self.x, self.kernels, self.epilogue, self.y, self.shape);

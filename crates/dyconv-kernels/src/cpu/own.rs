@@ -50,7 +50,6 @@ fn divided<I: Isa>(kernels: &Kernels<'_>, shape: &ConvShape, threads: usize) -> 
     let even = |parts: &usize| (shape.batch * parts).is_multiple_of(threads) || shape.batch * parts >= MANY * threads;
     let parts = (1..=threads).find(even)?;
     let at_once = match kernels {
-        Kernels::Packed(_) => return None,
         // Packed once for all samples, unless there are few.
         Kernels::Shared(_) if shape.batch > 1 && shape.batch >= threads => return None,
         Kernels::Shared(_) | Kernels::PerSample(_) => 1,
@@ -154,7 +153,6 @@ impl Task<'_> {
                 let count = router.bias.len();
                 (&routed[(sample - self.samples.0) * count..][..count], experts)
             }
-            Kernels::Packed(_) => unreachable!("what is packed already is not divided this way"),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Every instruction set of this machine against the definition in f64.
 
-use super::conformance::noise;
+use super::conformance::{machine_has, noise};
 use super::*;
 use crate::{ConvConfig, Routing};
 
@@ -135,10 +135,45 @@ fn threads_take_several_samples() {
 
 #[test]
 fn the_widest_set_is_chosen() {
-    assert_eq!(available().last(), Some(&IsaName::Scalar));
+    let widest = [IsaName::Avx512, IsaName::Avx2, IsaName::Neon, IsaName::Scalar];
+    let has: Vec<_> = widest.into_iter().filter(|isa| machine_has(*isa)).collect();
+    assert_eq!(available(), has);
     let forced = std::env::var("DYCONV_ISA").unwrap_or_default();
-    let expected = available().into_iter().find(|isa| isa.name() == forced).unwrap_or(available()[0]);
-    assert_eq!(chosen(), expected);
+    assert_eq!(chosen(), has.iter().find(|isa| isa.name() == forced).copied().unwrap_or(has[0]));
+}
+
+/// Whoever comes takes part: no number of threads leaves one without its share of rows, blocks or samples, or with too much.
+#[test]
+fn any_number_of_threads() {
+    let five = ConvConfig { kernel: (5, 5), padding: (2, 2), ..ONE };
+    let two = ConvConfig { kernel: (3, 3), stride: (2, 2), padding: (1, 1), ..ONE };
+    let most = if cfg!(miri) { 3 } else { 17 };
+    for threads in 1..=most {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for (channels, size, config) in [
+            ((3, 40), (4, 5), ONE),
+            ((2, 130), (3, 3), ONE),
+            ((3, 40), (2, 2), five),
+            ((2, 130), (1, 3), five),
+            ((3, 40), (4, 4), two),
+            ((6, 90), (3, 3), ConvConfig { groups: 3, ..two }),
+        ] {
+            for batch in [1, 2, 5] {
+                let s = shape(batch, channels, size, config).unwrap();
+                pool.install(|| check(&s, batch > 1)).unwrap_or_else(|problem| panic!("{threads} threads: {problem}"));
+                let (len, x) = (s.kernel_len(), wave(batch * channels.0 * size.0 * size.1, 0.1));
+                let (experts, weight) = (wave(2 * len, 0.5), wave(2 * channels.0, 0.3));
+                let router = Router { weight: &weight, bias: &[0.1, -0.2], routing: Routing::Sigmoid };
+                let mut weights = vec![0.0; batch * 2];
+                route(&x, &weight, router.bias, router.routing, &mut weights, channels.0);
+                let of = |kernels| pool.install(|| conv2d_new(&x, &kernels, &Epilogue::default(), &s));
+                let given = of(Kernels::Mixed { weights: &weights, experts: &experts });
+                let routed = of(Kernels::Routed { router, experts: &experts });
+                let near = given.iter().zip(&routed).all(|(a, b)| (a - b).abs() < 1e-5 * s.taps() as f32);
+                assert!(near, "{threads} threads: {s:?}");
+            }
+        }
+    }
 }
 
 /// Callers that are tasks of the pool themselves, as of a server that starts one a request: a thread that waits for its own

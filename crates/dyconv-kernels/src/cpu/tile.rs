@@ -1,5 +1,6 @@
 //! The register tile: some rows of packed kernels times some vectors of pixels.
 
+use super::channels_last::LINE;
 use super::isa::{Isa, WIDEST};
 
 /// The most values of a register tile on any instruction set.
@@ -21,9 +22,6 @@ impl<'a> Offsets<'a> {
         Self { values, reach: values.iter().max().map_or(0, |max| *max as usize) }
     }
 }
-
-/// Values of a cache line.
-const LINE: usize = 16;
 
 /// What will be read soon, from beyond a level-2 cache: a product asks for it line by line while it multiplies.
 pub(super) trait Ask {

@@ -1,7 +1,8 @@
 //! Launches of the convolutions, their gradients and the epilogue.
 
 use super::{
-    Access, Buffer, ConvParams, Element, Kernel, Launch, TooLarge, flag, limit, multiplier, product, shared, word,
+    Access, Buffer, ConvParams, Element, Kernel, Launch, MAX_SHARED, TooLarge, flag, limit, multiplier, product,
+    shared, word,
 };
 use crate::cpu::ConvShape;
 
@@ -122,9 +123,11 @@ impl Conv<'_> {
     pub fn grad_input(&self) -> Result<Launch, TooLarge> {
         let (s, element) = (self.shape, self.element);
         let pixels = s.input.0 * s.input.1;
-        let (kernel, grid, floats) = if self.in_per_group() == 1 {
+        // A channel's kernels stay in shared memory, where they fit.
+        let own = self.out_per_group() * self.window();
+        let (kernel, grid, floats) = if self.in_per_group() == 1 && own <= MAX_SHARED / size_of::<f32>() {
             let grid = planes(s.batch * s.in_channels, pixels)?;
-            (Kernel::ConvDepthwiseGradInput, grid, self.out_per_group() * self.window())
+            (Kernel::ConvDepthwiseGradInput, grid, own)
         } else {
             (Kernel::ConvGradInput, self.tiles(s.batch, self.in_per_group(), pixels)?, TILE_FLOATS)
         };

@@ -2,15 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use dyconv_kernels::cpu::channels_last::{Part, View};
+use dyconv_kernels::cpu::channels_last::{LINE, Part, View};
 
 use super::item::{Item, Kind, Piece};
 use super::join::first_channel;
 use super::pieces::Pieces;
 use crate::graph::{NodeId, Shape};
-
-/// Values of a cache line: places begin at one.
-const LINE: usize = 16;
 
 /// Where values lie.
 #[derive(Debug, Default)]
@@ -82,6 +79,7 @@ impl Places {
                 let values: Vec<_> = group.iter().map(view).collect();
                 let last = group.iter().filter_map(|value| last_read.get(value)).max().copied().unwrap_or(index);
                 buffers.push(Buffer {
+                    // Places begin at cache lines.
                     len: (batch * values[0].1.sample()).next_multiple_of(LINE),
                     values,
                     life: (index, last.max(index)),

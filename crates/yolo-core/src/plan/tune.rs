@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use dyconv_kernels::Routing;
 use dyconv_kernels::cpu::channels_last::{
-    Algorithm, Builder, Convolution, Input, Kernels, Program, Router, RunOptions, Session, View, Window,
+    Algorithm, Builder, Convolution, Input, Kernels, LINE, Program, Router, RunOptions, Session, View, Window,
 };
 use dyconv_kernels::cpu::chosen;
 
@@ -138,8 +138,6 @@ fn measure(place: &Place<'_>, experts: usize, candidates: &[Algorithm], threads:
 
 /// The convolution some times over.
 fn program(place: &Place<'_>, experts: usize, algorithm: Algorithm, threads: usize) -> Program {
-    /// Views begin at whole cache lines.
-    const LINE: usize = 16;
     let geometry = &place.conv.geometry;
     let from = View::dense(0, place.input.0, place.input.1, geometry.in_channels);
     let start = from.end(1).next_multiple_of(LINE);

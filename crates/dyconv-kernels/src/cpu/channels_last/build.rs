@@ -298,6 +298,7 @@ impl Builder {
                 assert!(bias.is_empty() || bias.len() == count * conv.output.channels);
                 assert!(shift.is_empty() || shift.len() == conv.output.channels);
                 averaged.iter().for_each(|part| self.check_any(&part.view));
+                router.check(averaged.iter().map(|part| part.view.channels).sum());
             }
         }
         with(self.isa, AddConvolution { builder: self, conv });
@@ -319,7 +320,7 @@ impl Builder {
         self.check(&output);
         let mut first = 0;
         for part in &inputs {
-            self.check(&part.view);
+            self.check_part(part);
             assert_eq!(part.size(), (output.height, output.width));
             let own = output.channels(first, part.view.channels);
             assert!(*part == own.into() || apart(&part.view, &output, self.batch), "a step would write what it reads");
@@ -328,7 +329,8 @@ impl Builder {
         assert_eq!(first, output.channels);
         if let Some(residual) = &residual {
             self.check(residual);
-            assert_eq!((residual.height, residual.width), (output.height, output.width));
+            let size = |view: &View| (view.height, view.width, view.channels);
+            assert_eq!(size(residual), size(&output));
             assert!(residual == &output || apart(residual, &output, self.batch));
         }
         let padded = |values: &[f32]| {
@@ -406,9 +408,15 @@ impl Builder {
     }
 
     /// Adds something that is no kernel.
+    ///
+    /// # Panics
+    /// Where a map lies outside of the program's memory, or the parts of one input differ in size.
     pub fn twin(&mut self, name: &str, kernel: &str, inputs: Vec<Vec<Part>>, output: View, run: Twin) {
         self.check(&output);
-        inputs.iter().flatten().for_each(|part| self.check(&part.view));
+        for parts in &inputs {
+            parts.iter().for_each(|part| self.check_part(part));
+            assert!(parts.iter().all(|part| part.size() == parts[0].size()));
+        }
         let all = inputs.iter().flatten().copied().collect();
         self.push(name, kernel.into(), 0.0, all, Some(output), Action::Twin { inputs, output, run });
     }

@@ -20,7 +20,7 @@ pub enum Act {
     Hardswish,
 }
 
-/// `exp(-x)` to 2e-7 for values within 20; `x` must be at least -87, and NaN stays.
+/// `exp(-x)` to 2e-7 for values within 20; `x` must be at least -87. Of NaN it makes any number.
 #[inline(always)]
 fn exp_of_negative<I: Isa>(isa: I, x: I::F32) -> I::F32 {
     /// Adding it rounds to a whole number, which then stands in the low bits.
@@ -54,6 +54,18 @@ fn exp_of_negative_near<I: Isa>(isa: I, x: I::F32) -> I::F32 {
 }
 
 impl Act {
+    /// What a profile calls it.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Self::Identity => "",
+            Self::Silu => "silu",
+            Self::Leaky(_) => "leaky",
+            Self::Relu6 => "relu6",
+            Self::Sigmoid => "sigmoid",
+            Self::Hardswish => "hardswish",
+        }
+    }
+
     /// Applies it to all vectors of a tile that are about to be rounded to bf16: to one part in five thousand, where a half of
     /// the last digit is one in 512 at best.
     #[inline(always)]
@@ -94,6 +106,8 @@ impl Act {
         match self {
             Self::Identity => {}
             Self::Silu => each!(silu),
+            // Without a product: of minus infinity it would be NaN.
+            Self::Leaky(0.0) => each!(relu),
             Self::Leaky(slope) => {
                 let (zero, slope) = (isa.splat(0.0), isa.splat(slope));
                 for row in tile.iter_mut() {
@@ -118,8 +132,15 @@ fn silu<I: Isa>(isa: I, v: I::F32) -> I::F32 {
 
 #[inline(always)]
 fn sigmoid<I: Isa>(isa: I, v: I::F32) -> I::F32 {
-    let v = isa.at_least(v, isa.splat(-87.0));
-    isa.div(isa.splat(1.0), isa.add(isa.splat(1.0), exp_of_negative(isa, v)))
+    // Beyond these it is 0 and 1 anyway; finite, so that the sum below adds nothing but NaN.
+    let v = isa.at_most(isa.at_least(v, isa.splat(-87.0)), isa.splat(87.0));
+    let sum = isa.add(isa.splat(1.0), exp_of_negative(isa, v));
+    isa.div(isa.splat(1.0), isa.fma(v, isa.splat(0.0), sum))
+}
+
+#[inline(always)]
+fn relu<I: Isa>(isa: I, v: I::F32) -> I::F32 {
+    isa.at_least(v, isa.splat(0.0))
 }
 
 #[inline(always)]
@@ -219,5 +240,49 @@ pub(super) unsafe fn put_rounded<I: Isa>(isa: I, v: I::F32, y: *mut u16, count: 
     for i in 0..count {
         // SAFETY: the caller proves the room.
         unsafe { *y.add(i) = values[i] };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::super::{Job, available, with};
+    use super::*;
+
+    struct Apply(Act, f32);
+
+    impl Job for Apply {
+        type Output = f32;
+        fn run<I: Isa>(self, isa: I) -> f32 {
+            let mut values = [0.0; WIDEST];
+            isa.store(&mut values, self.0.apply(isa, isa.splat(self.1)));
+            values[0]
+        }
+    }
+
+    const ALL: [Act; 7] =
+        [Act::Identity, Act::Silu, Act::Leaky(0.0), Act::Leaky(0.1), Act::Relu6, Act::Sigmoid, Act::Hardswish];
+
+    #[test]
+    fn infinities_are_what_the_definitions_make_of_them() {
+        let (infinity, none) = (f32::INFINITY, f32::NEG_INFINITY);
+        for isa in available() {
+            let of = |act, value| with(isa, Apply(act, value)).unwrap();
+            assert_eq!(ALL.map(|act| of(act, infinity)), [infinity, infinity, infinity, infinity, 6.0, 1.0, infinity]);
+            assert_eq!([Act::Leaky(0.0), Act::Leaky(0.1), Act::Relu6].map(|act| of(act, none)), [0.0, none, 0.0]);
+            assert!([Act::Silu, Act::Sigmoid].iter().all(|act| of(*act, none).abs() < 1e-35), "{}", isa.name());
+        }
+    }
+
+    /// Whatever its low bits are: those are where exp puts its power of two.
+    #[test]
+    fn nan_stays() {
+        for isa in available() {
+            for bits in [0x7FC0_0000, 0x7FC0_0001, 0x7FC0_00FF, u32::MAX] {
+                for act in ALL {
+                    let got = with(isa, Apply(act, f32::from_bits(bits))).unwrap();
+                    assert!(got.is_nan(), "{act:?} of NaN {bits:x} on {}: {got}", isa.name());
+                }
+            }
+        }
     }
 }

@@ -3,7 +3,7 @@
 use memmap2::MmapMut;
 
 /// As many values as a cache line holds.
-pub(super) const LINE: usize = 16;
+pub const LINE: usize = 16;
 
 /// A cache line of values.
 #[repr(align(64))]
@@ -36,12 +36,13 @@ const LARGE: usize = 2 << 20;
 impl Lines {
     /// `len` zeros.
     pub(super) fn zeros(len: usize) -> Self {
-        let memory = pages(len * size_of::<f32>()).map(Memory::Pages);
+        let bytes = len.checked_mul(size_of::<f32>()).filter(|bytes| *bytes <= isize::MAX as usize);
+        let memory = pages(bytes.expect("more values than a memory can have")).map(Memory::Pages);
         let lines = || Memory::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]);
         Self { memory: memory.unwrap_or_else(lines), len }
     }
 
-    /// Makes room for `len` values, zeros where there are new ones.
+    /// Makes room for `len` values. Where there was less, all of them are zeros then.
     pub(super) fn grow(&mut self, len: usize) {
         if len > self.len {
             *self = Self::zeros(len);
@@ -138,6 +139,15 @@ impl View {
         }
         let last = ((pixels - 1) * self.pixel + self.channels) * self.value();
         self.offset + (batch - 1) * self.sample() + last.div_ceil(size_of::<f32>())
+    }
+
+    /// Whether `batch` samples lie within `len` places; no size is too large to be asked about.
+    pub(super) fn fits(&self, batch: usize, len: usize) -> bool {
+        let sizes = [batch, self.height, self.width, self.pixel.max(self.channels), self.value()];
+        // No sum or product of `end` is larger.
+        let most = sizes.iter().try_fold(1usize, |all, size| all.checked_mul(*size));
+        let most = most.and_then(|most| most.checked_add(batch)?.checked_add(self.offset));
+        most.is_some() && self.end(batch) <= len
     }
 
     /// Channels `first..first + count` of it; of a map in bf16 `first` must be even.

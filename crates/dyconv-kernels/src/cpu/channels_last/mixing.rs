@@ -2,7 +2,7 @@
 //! the convolution reads them.
 
 use super::super::isa::Isa;
-use super::finish::{Act, load_part, load_rounded, store_part};
+use super::finish::{load_part, load_rounded, store_part};
 use super::memory::{Arena, Lines, Part};
 use super::team::Member;
 use super::winograd::{point_len, transform_packed};
@@ -91,6 +91,19 @@ impl Router {
         if self.squeeze.is_some() { self.weight.len() / self.bias.len() } else { 0 }
     }
 
+    /// Checks that it goes from averages of so many channels to weights.
+    pub(super) fn check(&self, channels: usize) {
+        let features = match &self.squeeze {
+            Some(squeeze) => {
+                assert!(channels > 0 && squeeze.len().is_multiple_of(channels), "a squeeze for other channels");
+                squeeze.len() / channels
+            }
+            None => channels,
+        };
+        assert!(features > 0 && !self.bias.is_empty(), "a router without features or experts");
+        assert_eq!(self.weight.len(), self.bias.len() * features, "a router for other features");
+    }
+
     /// Routing weights of one sample.
     pub(super) fn weights(&self, averages: &[f32], hidden: &mut [f32], weights: &mut [f32]) {
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
@@ -154,12 +167,11 @@ impl Mix {
             self.router.weights(averages, &mut hidden[..self.router.hidden()], weights);
         }
         let weights = &*weights;
-        let (units, unit) = match &self.transform {
+        let (units, step) = match &self.transform {
             // Rows of a panel.
-            Some(packing) => (packing.panels() * packing.taps, 1),
+            Some(packing) => (packing.panels() * packing.taps, 64),
             None => (self.len.div_ceil(TASK_VALUES), 1),
         };
-        let step = if self.transform.is_some() { 64 } else { 1 } * unit;
         let parts = units.div_ceil(step);
         let samples = batch.div_ceil(SAMPLES);
         member.share(samples * (parts + 1), |task| {
@@ -298,19 +310,5 @@ impl Mix {
     /// Values of scratch.
     pub(super) fn scratch(&self, batch: usize) -> usize {
         batch * self.router.bias.len() + self.router.hidden()
-    }
-}
-
-/// What an activation is called in a profile.
-impl Act {
-    pub(super) fn name(self) -> &'static str {
-        match self {
-            Self::Identity => "",
-            Self::Silu => "silu",
-            Self::Leaky(_) => "leaky",
-            Self::Relu6 => "relu6",
-            Self::Sigmoid => "sigmoid",
-            Self::Hardswish => "hardswish",
-        }
     }
 }

@@ -35,7 +35,7 @@ pub use build::{Algorithm, Builder, Convolution, Head, Kernels, Twin, multiplies
 pub use convert::Input;
 pub use direct::Window;
 pub use finish::Act;
-pub use memory::{Part, View};
+pub use memory::{LINE, Part, View};
 pub use mixing::Router;
 pub use peak::{peak_on_tiles, peak_operations_per_second};
 pub use pool::Pool;

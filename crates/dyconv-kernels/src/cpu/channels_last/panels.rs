@@ -141,7 +141,6 @@ pub(super) fn conv2d<I: Isa>(
     // Of several samples a group.
     let several = all > group && group > chunks;
     let source = match *kernels {
-        Kernels::Packed(kernels) => Source::Packed(kernels.values()),
         // Transformed once for all groups.
         Kernels::Shared(kernels) if all > group => {
             packed.grow(POINTS * winograd::point_len(&conv.packing) + LINE);

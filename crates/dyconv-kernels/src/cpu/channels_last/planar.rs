@@ -12,7 +12,7 @@ use super::direct::{PANEL_VECTORS, Packing};
 use super::finish::Act;
 use super::memory::{Arena, LINE, Lines, View};
 use super::turn::turn;
-use super::winograd::{self, POINTS, Winograd};
+use super::winograd::{self, Winograd};
 use super::{panels, strips};
 
 /// Channels from which the turned maps and the transforms cost less than they save.
@@ -53,13 +53,6 @@ pub(in super::super) fn suits(shape: &ConvShape) -> bool {
 
 fn packing<I: Isa>(shape: &ConvShape) -> Packing {
     Packing::new::<I>(shape.out_channels, shape.in_channels)
-}
-
-/// Kernels that are the same for all samples, ready for [`conv2d`].
-pub(in super::super) fn pack<I: Isa>(isa: I, kernels: &[f32], shape: &ConvShape) -> Vec<f32> {
-    let mut packed = vec![0.0; POINTS * winograd::point_len(&packing::<I>(shape))];
-    mix(isa, shape, &[1.0], kernels, packed.as_mut_ptr());
-    packed
 }
 
 /// Convolution; writes every value of `y`.

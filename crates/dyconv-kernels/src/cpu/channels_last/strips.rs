@@ -79,7 +79,7 @@ pub(super) fn conv2d<I: Isa>(
     let strips = Strips { conv, shape, epilogue, rows, out: To(y.as_mut_ptr().cast()) };
     let len = (POINTS * winograd::point_len(&conv.packing)).next_multiple_of(LINE);
     let (mut own_kernels, mut routing) = KEPT.take();
-    let one_set = matches!(kernels, Kernels::Shared(_) | Kernels::Packed(_));
+    let one_set = matches!(kernels, Kernels::Shared(_));
     if !one_set && shape.batch.is_multiple_of(threads) {
         // A sample a thread: it finds in its cache what it has mixed.
         let sample = x.len() / shape.batch;
@@ -96,7 +96,6 @@ pub(super) fn conv2d<I: Isa>(
         return KEPT.set((own_kernels, routing));
     }
     let ready = match *kernels {
-        Kernels::Packed(packed) => Ready { kernels: From(packed.values().as_ptr()), step: 0 },
         Kernels::Shared(kernels) => {
             own_kernels.grow(len);
             mix(isa, shape, &[1.0], kernels, own_kernels.as_mut_ptr());
@@ -139,7 +138,7 @@ fn mixture<'a>(kernels: &Kernels<'a>, sample: usize, shape: &ConvShape) -> (&'a 
             let count = experts.len() / len;
             (&weights[sample * count..][..count], experts)
         }
-        Kernels::Packed(_) | Kernels::Routed { .. } => unreachable!("packed, or routed before"),
+        Kernels::Routed { .. } => unreachable!("routed before"),
     }
 }
 
