@@ -46,11 +46,28 @@ impl Manifest {
 }
 
 /// The weights that `--weights ARG` means: a file, as of [`resolve_weights`], or a network that is built in.
+///
+/// A checkpoint is read also where the cache cannot be written: each time anew.
 pub(crate) fn open_weights(arg: &str) -> anyhow::Result<Weights> {
-    match built_in::network(arg).filter(|_| !Path::new(arg).exists()) {
-        Some(network) => Ok(Weights::from_static(network.name, network.bytes)?),
-        None => Ok(Weights::open(resolve_weights(arg)?)?),
+    let path = Path::new(arg);
+    if let Some(network) = built_in::network(arg).filter(|_| !path.exists()) {
+        return Ok(Weights::from_static(network.name, network.bytes)?);
     }
+    if is_checkpoint(path) && path.is_file() {
+        let target = converted_place(path)?;
+        if let Err(problem) = make_folder(&target) {
+            let folder = tempfile::tempdir().map_err(|_| with_advice(&problem, path))?;
+            let target = folder.path().join("weights.safetensors");
+            convert(path, &target, false)?;
+            // Read through a map, which outlives the file's name.
+            return Ok(Weights::open(target)?);
+        }
+    }
+    Ok(Weights::open(resolve_weights(arg)?)?)
+}
+
+fn is_checkpoint(path: &Path) -> bool {
+    path.extension().is_some_and(|extension| extension == "pt" || extension == "pth")
 }
 
 /// The safetensors file that `--weights ARG` means.
@@ -64,8 +81,7 @@ pub(crate) fn resolve_weights(arg: &str) -> anyhow::Result<PathBuf> {
         bail!("{arg} is a folder, expected a weights file");
     }
     if path.is_file() {
-        let is_checkpoint = path.extension().is_some_and(|extension| extension == "pt" || extension == "pth");
-        return if is_checkpoint { converted(path) } else { Ok(path.to_path_buf()) };
+        return if is_checkpoint(path) { converted(path) } else { Ok(path.to_path_buf()) };
     }
     if let Some(network) = built_in::network(arg) {
         return written(network);
@@ -96,21 +112,33 @@ fn written(network: &built_in::Network) -> anyhow::Result<PathBuf> {
     Ok(target)
 }
 
-/// The cached safetensors of a user's checkpoint, by its content.
-fn converted(checkpoint: &Path) -> anyhow::Result<PathBuf> {
+/// Where the cache has the safetensors of a user's checkpoint, by its content.
+fn converted_place(checkpoint: &Path) -> anyhow::Result<PathBuf> {
     let mut hash = Sha256::new();
     let mut file = File::open(checkpoint).with_context(|| checkpoint.display().to_string())?;
     io::copy(&mut file, &mut hash).with_context(|| checkpoint.display().to_string())?;
     let sum = hex(&hash.finalize());
     let stem = checkpoint.file_stem().unwrap_or_default().to_string_lossy();
-    let target = cache_folder()?.join(format!("{}-{CONVERSION}", &sum[..16])).join(format!("{stem}.safetensors"));
+    Ok(cache_folder()?.join(format!("{}-{CONVERSION}", &sum[..16])).join(format!("{stem}.safetensors")))
+}
+
+/// The cached safetensors of a user's checkpoint.
+fn converted(checkpoint: &Path) -> anyhow::Result<PathBuf> {
+    let target = converted_place(checkpoint)?;
     if Weights::open(&target).is_ok() {
         return Ok(target);
     }
-    make_folder(&target)
-        .with_context(|| format!("or convert it yourself: yolo convert {} OUT.safetensors", checkpoint.display()))?;
-    convert(checkpoint, &target, false)?;
+    make_folder(&target).map_err(|problem| with_advice(&problem, checkpoint))?;
+    if let Err(error) = convert(checkpoint, &target, false) {
+        // Empty, unless another process has been faster.
+        let _ = target.parent().map(std::fs::remove_dir);
+        return Err(error.into());
+    }
     Ok(target)
+}
+
+fn with_advice(problem: &anyhow::Error, checkpoint: &Path) -> anyhow::Error {
+    anyhow!("{problem:#}, or convert the checkpoint yourself: yolo convert {} OUT.safetensors", checkpoint.display())
 }
 
 /// The cached safetensors of a manifest's network; fetched where it is not there yet.

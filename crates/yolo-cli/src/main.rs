@@ -9,6 +9,7 @@ mod device;
 mod fetch;
 mod precision;
 mod predict;
+mod stdout;
 
 use std::process::ExitCode;
 

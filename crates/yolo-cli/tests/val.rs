@@ -221,4 +221,7 @@ fn sizes_are_rounded_up_to_the_stride() {
     let (out, err) = place.run(&["--noplots", "--imgsz", "60"], 0);
     assert!(err.contains("--imgsz 60 must be a multiple of the stride 64, going on with 64"), "{err}");
     assert!(out.contains("at shape (32, 3, 64, 64)"), "{out}");
+    // A network whose maps join at multiples of the stride only: it comes as far as its classes.
+    let (_, err) = place.run(&["--weights", "shapes-n-ghostdyn", "--imgsz", "100"], 2);
+    assert!(err.contains("going on with 128") && err.contains("the network has 5 classes"), "{err}");
 }

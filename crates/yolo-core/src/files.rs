@@ -1,7 +1,7 @@
-//! Files that are written whole or not at all.
+//! Files that are written whole or not at all, and read up to a limit.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{self, BufWriter, ErrorKind, Read, Write};
 use std::path::Path;
 
 use crate::{Error, Result};
@@ -31,6 +31,26 @@ pub fn write_whole(path: impl AsRef<Path>, fill: impl FnOnce(&mut BufWriter<File
     name.persist(path).map_err(|error| Error::io(path, error.error))
 }
 
+/// Reads a file of at most so many bytes: also one without an end, such as a device, cannot take all memory.
+///
+/// # Errors
+/// [`Error::Io`] where it cannot be read or is larger.
+pub fn read(path: impl AsRef<Path>, most: u64) -> Result<Vec<u8>> {
+    let path = path.as_ref();
+    let too_large = || io::Error::new(ErrorKind::FileTooLarge, format!("larger than the {most} bytes that are read"));
+    let read = || {
+        let file = File::open(path)?;
+        let len = file.metadata()?.len();
+        if len > most {
+            return Err(too_large());
+        }
+        let mut bytes = Vec::with_capacity(len as usize);
+        file.take(most + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > most { Err(too_large()) } else { Ok(bytes) }
+    };
+    read().map_err(|cause| Error::io(path, cause))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -47,6 +67,19 @@ mod tests {
         assert!(failed.is_err());
         assert_eq!(std::fs::read(&path).unwrap(), b"old");
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn larger_files_are_not_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        std::fs::write(&path, b"12345").unwrap();
+        assert_eq!(read(&path, 5).unwrap(), b"12345");
+        let error = read(&path, 4).unwrap_err().to_string();
+        assert!(error.ends_with("file: larger than the 4 bytes that are read"), "{error}");
+        assert!(read(folder.path().join("none"), 4).unwrap_err().to_string().contains("none: "));
+        #[cfg(unix)]
+        assert!(read("/dev/zero", 1000).unwrap_err().to_string().starts_with("/dev/zero: larger than"));
     }
 
     #[test]

@@ -19,6 +19,7 @@ use super::network;
 use crate::allocator;
 use crate::fetch;
 use crate::precision::Precision;
+use crate::stdout::say;
 
 /// Runs that are not timed, and for how long there are more of them, where --warmup does not say.
 const WARM_UP: Length = Length { runs: 2, time: Duration::from_millis(300) };
@@ -226,13 +227,13 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let [min, p10, median, p90] = [0.0, 0.1, 0.5, 0.9].map(|part| quantile(&times, part));
     let (runs, batch, precision, engine) = (times.len(), args.batch, args.precision, args.engine);
     let speed = gflop / median * 1e3;
-    println!(
+    say!(
         "{stem}: input {batch}x{channels}x{height}x{width}, {precision}, engine {engine}, {threads} {}",
         plural(threads, "thread")
-    );
-    println!("ready after {load_ms:.1} ms for its weights and {compile_ms:.1} ms for the engine");
-    println!("median {median:.2} ms, least {min:.2}, p10 to p90 {p10:.2} to {p90:.2}, {runs} {}", plural(runs, "run"));
-    println!("{:.2} pictures/s, {speed:.1} GFLOP/s", batch as f64 / median * 1e3);
+    )?;
+    say!("ready after {load_ms:.1} ms for its weights and {compile_ms:.1} ms for the engine")?;
+    say!("median {median:.2} ms, least {min:.2}, p10 to p90 {p10:.2} to {p90:.2}, {runs} {}", plural(runs, "run"))?;
+    say!("{:.2} pictures/s, {speed:.1} GFLOP/s", batch as f64 / median * 1e3)?;
     if let (true, Engine::Plan { plan, session }) = (args.profile, &mut ready) {
         profile::print(plan, session, &x.values)?;
     }
@@ -253,7 +254,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
             "load_ms": rounded(load_ms),
             "compile_ms": rounded(compile_ms),
         });
-        println!("{line}");
+        say!("{line}")?;
     }
     Ok(ExitCode::SUCCESS)
 }

@@ -5,6 +5,8 @@ use std::process::ExitCode;
 
 use yolo_core::weights::{self, Report};
 
+use crate::stdout::say;
+
 /// Convert weights: .pt or .safetensors to .safetensors or .npz.
 ///
 /// Names are those of PyTorch's state_dict(). Numbers keep the type that they are stored as (YOLOv5's checkpoints hold
@@ -25,7 +27,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     for note in &report.notes {
         eprintln!("note: {note}");
     }
-    println!("{}: {}", args.output.display(), describe(&report, args.output.extension().is_some_and(|e| e == "npz")));
+    say!("{}: {}", args.output.display(), describe(&report, args.output.extension().is_some_and(|e| e == "npz")))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -9,6 +9,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use yolo_train::data::coco::{self, FromYolo, Source, ToYolo};
 use yolo_train::data::{DatasetConfig, Split, label_path, shapes};
 
+use crate::stdout::say;
+
 /// Make a data set of drawn shapes, or convert one from COCO's form or to it.
 #[derive(Debug, clap::Args)]
 pub(crate) struct Args {
@@ -106,9 +108,9 @@ fn run_shapes(args: &ShapesArgs) -> anyhow::Result<ExitCode> {
     bar.finish_and_clear();
     let shapes::Report { train, val, shapes, hidden, empty } = report?;
     let counts: Vec<_> = shapes::NAMES.iter().zip(shapes).map(|(name, count)| format!("{count} {name}s")).collect();
-    println!("{train} pictures for training, {val} for validation, {empty} of them empty");
-    println!("{} shapes: {}; {hidden} more are hidden", shapes.iter().sum::<usize>(), counts.join(", "));
-    println!("Data set saved to {}", out.join("data.yaml").display());
+    say!("{train} pictures for training, {val} for validation, {empty} of them empty")?;
+    say!("{} shapes: {}; {hidden} more are hidden", shapes.iter().sum::<usize>(), counts.join(", "))?;
+    say!("Data set saved to {}", out.join("data.yaml").display())?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -147,7 +149,7 @@ fn to_yolo(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
     let mut missing = 0;
     for report in &reports {
         let coco::ToYoloReport { split, pictures, empty, objects, .. } = report;
-        println!("{split}: {objects} objects on {pictures} pictures, {empty} of them empty");
+        say!("{split}: {objects} objects on {pictures} pictures, {empty} of them empty")?;
         for (count, what) in [
             (report.crowds, "crowds are left out"),
             (report.flat, "objects without an area in their picture are left out"),
@@ -156,7 +158,7 @@ fn to_yolo(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
             (report.boxes, "objects have no outline: their boxes are written as polygons"),
         ] {
             if count > 0 {
-                println!("{split}: {count} {what}");
+                say!("{split}: {count} {what}")?;
             }
         }
         if let Some(first) = report.missing.first() {
@@ -165,9 +167,9 @@ fn to_yolo(args: &ConvertArgs) -> anyhow::Result<ExitCode> {
         missing += report.missing.len();
     }
     if images.is_empty() {
-        println!("The pictures belong into {}", out.join("images").join(&reports[0].split).display());
+        say!("The pictures belong into {}", out.join("images").join(&reports[0].split).display())?;
     }
-    println!("Data set saved to {}", out.join("data.yaml").display());
+    say!("Data set saved to {}", out.join("data.yaml").display())?;
     Ok(ExitCode::from(u8::from(missing > 0)))
 }
 
@@ -186,8 +188,8 @@ fn from_yolo(args: &ConvertArgs, yaml: &Path) -> anyhow::Result<ExitCode> {
     let source = FromYolo { pictures, names: config.classes().to_vec(), coco80: args.coco80 };
     let report = coco::from_yolo(&source, &args.out)?;
     let coco::FromYoloReport { pictures, empty, objects, outlines } = report;
-    println!("{objects} objects, {outlines} with outlines, on {pictures} pictures, {empty} of them empty");
-    println!("Saved to {}", args.out.display());
+    say!("{objects} objects, {outlines} with outlines, on {pictures} pictures, {empty} of them empty")?;
+    say!("Saved to {}", args.out.display())?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use crate::fetch::resolve_weights;
+use crate::stdout::say;
 
 /// Fetch trained weights by name, convert them, and print where they are.
 ///
@@ -15,6 +16,6 @@ pub(crate) struct Args {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    println!("{}", resolve_weights(&args.name)?.display());
+    say!("{}", resolve_weights(&args.name)?.display())?;
     Ok(ExitCode::SUCCESS)
 }

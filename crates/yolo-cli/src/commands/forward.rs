@@ -1,6 +1,6 @@
 //! `yolo forward`: a network on a tensor from a file.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, bail};
@@ -65,6 +65,7 @@ enum Engine {
 }
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+    check_output(args)?;
     let device = device::open(&args.device)?;
     let (graph, weights) = network::open(args.cfg.as_deref(), args.weights.as_deref(), args.seed)?;
     let input = Weights::open(&args.input)?.tensor("input", DType::F32, &device)?;
@@ -89,6 +90,17 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let tensors = Weights::from_tensors(tensors, NetworkMetadata::default());
     save(&args.output, tensors.sources()?, tensors.metadata()).context("--output")?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Refuses to write over what is read.
+fn check_output(args: &Args) -> anyhow::Result<()> {
+    let output = &args.output;
+    let Ok(real) = output.canonicalize() else { return Ok(()) };
+    let is = |path: &Path| path.canonicalize().is_ok_and(|path| path == real);
+    if is(&args.input) || args.weights.as_ref().is_some_and(|weights| is(Path::new(weights))) {
+        bail!("--output {} is read as well; name another file", output.display());
+    }
+    Ok(())
 }
 
 fn planned(graph: &Graph, weights: &Weights, input: &Tensor, args: &Args) -> anyhow::Result<Outputs> {

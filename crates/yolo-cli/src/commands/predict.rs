@@ -35,6 +35,8 @@ const INTERRUPTED: u8 = 130;
 ///
 /// With neither --weights nor --source, a network that is built in looks at pictures that are built in.
 ///
+/// Of YOLOv5's flags there are no --augment, --visualize, --view-img, --update, --dnn and --vid-stride.
+///
 /// Exit status: 0 all done, 1 some pictures could not be used, 2 nothing could be done.
 #[derive(Debug, clap::Args)]
 // As argparse has it: the start of a flag stands for the flag, and the last of several counts.
@@ -44,6 +46,10 @@ pub(crate) struct Args {
     /// or shapes-n-ghostdyn-seg [default: yolov5s.pt]
     #[arg(long, action = ArgAction::Set, num_args = 1.., value_name = "FILE")]
     weights: Vec<String>,
+
+    /// Without effect, for command lines of YOLOv5's
+    #[arg(long, value_name = "FILE", hide = true)]
+    data: Option<PathBuf>,
 
     /// Network of weights that do not describe their own: a name (yolov5s) or a YAML file
     #[arg(long, value_name = "NAME|FILE")]
@@ -219,6 +225,9 @@ fn predict(args: &Args) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::from(NOTHING));
     }
 
+    if let Some(data) = &args.data {
+        console.problem(&format!("warning: --data {}: not read, weights bring their class names", data.display()));
+    }
     let device = device::open(&args.device)?;
     let detector = load(args, &device, &console)?;
     let project = args.project.clone().unwrap_or_else(|| default_project(&detector));

@@ -7,6 +7,7 @@ use yolo_core::weights::{NetworkMetadata, Weights};
 use yolo_core::{Graph, NetworkConfig, Plan, PlanOptions};
 
 use crate::precision::Precision;
+use crate::stdout::say;
 
 /// Print a network's layers, parameters and operations.
 #[derive(Debug, clap::Args)]
@@ -16,7 +17,7 @@ pub(crate) struct Args {
     cfg: Option<String>,
 
     /// Number of classes, instead of the network's own
-    #[arg(long, value_name = "N")]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     nc: Option<u16>,
 
     /// Side of the square picture that operations are counted for
@@ -42,21 +43,23 @@ pub(crate) struct Args {
 
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let Some(cfg) = args.cfg.as_ref().filter(|_| !args.list) else {
-        yolo_core::zoo::names().iter().for_each(|name| println!("{name}"));
+        for name in yolo_core::zoo::names() {
+            say!("{name}")?;
+        }
         return Ok(ExitCode::SUCCESS);
     };
     let mut config = NetworkConfig::open(cfg)?;
     if let Some(classes) = args.nc {
-        config = config.with_classes(usize::from(classes).max(1));
+        config = config.with_classes(usize::from(classes));
     }
     if args.plan {
         return plan(&Graph::new(&config)?, usize::from(args.imgsz), args.precision);
     }
     let summary = Graph::new(&config)?.summary(usize::from(args.imgsz))?;
     if args.json {
-        println!("{}", serde_json::to_string(&summary.to_json())?);
+        say!("{}", serde_json::to_string(&summary.to_json())?)?;
     } else {
-        println!("{summary}");
+        say!("{summary}")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -66,15 +69,14 @@ fn plan(graph: &Graph, size: usize, precision: Precision) -> anyhow::Result<Exit
     let weights = Weights::from_tensors(graph.init(0, &Device::Cpu)?, NetworkMetadata::default());
     let options = PlanOptions { size: (size, size), precision: precision.into(), ..PlanOptions::default() };
     let plan = Plan::compile(graph, &weights, &options)?;
-    println!("{:>4}  {:<36} {:<28} {:>14} {:>11} {:>6}", "step", "name", "kernel", "result", "at value", "apart");
+    say!("{:>4}  {:<36} {:<28} {:>14} {:>11} {:>6}", "step", "name", "kernel", "result", "at value", "apart")?;
     for (index, step) in plan.steps().iter().enumerate() {
-        print!("{index:>4}  {:<36} {:<28}", step.name, step.kernel);
-        if let Some(view) = step.output {
+        let output = step.output.map_or_else(String::new, |view| {
             let shape = format!("{}x{}x{}", view.channels, view.height, view.width);
-            print!(" {shape:>14} {:>11} {:>6}{}", view.offset, view.pixel, if view.bf16 { " bf16" } else { "" });
-        }
-        println!();
+            format!(" {shape:>14} {:>11} {:>6}{}", view.offset, view.pixel, if view.bf16 { " bf16" } else { "" })
+        });
+        say!("{index:>4}  {:<36} {:<28}{output}", step.name, step.kernel)?;
     }
-    println!("\n{:.1} MB of memory besides the weights", plan.memory() as f64 / 1e6);
+    say!("\n{:.1} MB of memory besides the weights", plan.memory() as f64 / 1e6)?;
     Ok(ExitCode::SUCCESS)
 }

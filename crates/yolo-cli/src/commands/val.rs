@@ -167,6 +167,8 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let device = device::open(&args.device)?;
     let (mut network, named, trained) = load(args, &device, &console)?;
     let imgsz = args.imgsz.or(trained).unwrap_or(640);
+    let stride = network.graph().stride().max(1) as u32;
+    let size = imgsz.next_multiple_of(stride);
     let config = DatasetConfig::open(&args.data)?;
     let project = args.project.clone().unwrap_or_else(|| default_project(&network));
     console.line(&arguments_line(args, imgsz, &network, &project))?;
@@ -174,10 +176,15 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
         "yolo {} {}\n\n{}",
         env!("CARGO_PKG_VERSION"),
         device::name(&device),
-        network.graph().summary(imgsz as usize)?.line()
+        network.graph().summary(size as usize)?.line()
     ))?;
+    if size != imgsz {
+        console.problem(&format!(
+            "warning: --imgsz {imgsz} must be a multiple of the stride {stride}, going on with {size}"
+        ));
+    }
 
-    let loader = open_loader((args, imgsz), &config, &network, &console)?;
+    let loader = open_loader((args, size, stride), &config, &network, &console)?;
     let set = loader.dataset();
     let names = if named && !args.single_cls { network.names() } else { set.classes() }.to_vec();
     let coco = wants_json(args).then(|| categories(&config, set.classes().len()));
@@ -246,18 +253,11 @@ fn default_project(network: &Network) -> PathBuf {
 }
 
 fn open_loader(
-    (args, imgsz): (&Args, u32),
+    (args, size, stride): (&Args, u32, u32),
     config: &DatasetConfig,
     network: &Network,
     console: &Console,
 ) -> anyhow::Result<Loader> {
-    let stride = network.graph().stride().max(1) as u32;
-    let size = imgsz.next_multiple_of(stride);
-    if size != imgsz {
-        console.problem(&format!(
-            "warning: --imgsz {imgsz} must be a multiple of the stride {stride}, going on with {size}"
-        ));
-    }
     let batch = usize::from(args.batch_size);
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let defaults = LoaderOptions::validation(size, batch);

@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 
-use anyhow::Context;
 use indicatif::{ProgressBar, ProgressStyle};
 
 /// Runs of at least this many pictures get a progress bar.
@@ -57,7 +56,7 @@ impl Console {
     /// # Errors
     /// Standard output that is closed or full; the [`io::Error`] can be taken out again.
     pub(crate) fn output(&self, text: &str) -> anyhow::Result<()> {
-        self.bar.suspend(|| writeln!(io::stdout(), "{text}")).context("standard output")
+        self.bar.suspend(|| crate::stdout::line(format_args!("{text}")))
     }
 
     /// Prints a line on standard error; where that is closed there is nobody to tell.

@@ -73,6 +73,15 @@ struct Seen {
     raw: Raw,
 }
 
+/// Whether a file cannot be written because of its name, such as one that is too long.
+fn is_about_name(error: &anyhow::Error) -> bool {
+    let kind = error.chain().find_map(|cause| match cause.downcast_ref::<Error>() {
+        Some(Error::Io { cause, .. }) => Some(cause.kind()),
+        _ => cause.downcast_ref::<std::io::Error>().map(std::io::Error::kind),
+    });
+    kind == Some(std::io::ErrorKind::InvalidFilename)
+}
+
 /// What is to be written of a picture, the end of its line, and the time it took.
 struct Finished {
     record: Record,
@@ -217,15 +226,23 @@ impl Run<'_> {
     ) -> anyhow::Result<Outcome> {
         let mut outcome = Outcome::default();
         for picture in finished {
-            match picture? {
-                (number, Ok(finished)) => {
-                    self.keep(number, &finished, writer.as_deref_mut())?;
-                    outcome.speed.pre_process += finished.speed.pre_process;
-                    outcome.speed.inference += finished.speed.inference;
-                    outcome.speed.nms += finished.speed.nms;
+            let (number, finished) = picture?;
+            let kept = match finished {
+                Ok(finished) => match self.keep(number, &finished, writer.as_deref_mut()) {
+                    // A name is its own fault: the other pictures have others.
+                    Err(error) if !is_about_name(&error) => return Err(error),
+                    kept => kept.map(|()| finished.speed),
+                },
+                Err(error) => Err(error),
+            };
+            match kept {
+                Ok(speed) => {
+                    outcome.speed.pre_process += speed.pre_process;
+                    outcome.speed.inference += speed.inference;
+                    outcome.speed.nms += speed.nms;
                     outcome.done += 1;
                 }
-                (number, Err(error)) => {
+                Err(error) => {
                     self.refuse(number, &error)?;
                     outcome.failed += 1;
                 }

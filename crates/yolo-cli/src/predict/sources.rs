@@ -8,18 +8,20 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 use image::RgbImage;
-use yolo_core::picture;
+use yolo_core::{files, picture};
 
 use crate::built_in::{self, Picture};
 
-/// Endings of pictures that can be decoded.
-const PICTURES: [&str; 7] = ["bmp", "jpeg", "jpg", "png", "tif", "tiff", "webp"];
+/// Endings of pictures that can be decoded; a camera's .mpo is a JPEG with others behind it.
+const PICTURES: [&str; 8] = ["bmp", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"];
 /// Endings of pictures that YOLOv5 reads and this program does not.
-const FOREIGN_PICTURES: [&str; 3] = ["dng", "mpo", "pfm"];
+const FOREIGN_PICTURES: [&str; 2] = ["dng", "pfm"];
 /// Endings of videos, as YOLOv5 lists them.
 const VIDEOS: [&str; 11] = ["asf", "avi", "gif", "m4v", "mkv", "mov", "mp4", "mpeg", "mpg", "ts", "wmv"];
 /// The most bytes taken from standard input.
-const MAX_STDIN_BYTES: u64 = 1 << 30;
+const MAX_STDIN_BYTES: u64 = picture::MAX_BYTES;
+/// The most bytes of a list of pictures.
+const MAX_LIST_BYTES: u64 = 1 << 28;
 
 /// Where one picture comes from.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -189,7 +191,7 @@ impl Found {
     }
 
     fn add_list(&mut self, list: &Path) -> anyhow::Result<()> {
-        let bytes = fs::read(list).with_context(|| format!("{}: the list cannot be read", list.display()))?;
+        let bytes = files::read(list, MAX_LIST_BYTES).context("the list cannot be read")?;
         let Ok(text) = String::from_utf8(bytes) else {
             bail!("{}: not a list of pictures (expected UTF-8 text, a path a line)", list.display());
         };
@@ -302,9 +304,9 @@ mod tests {
 
     #[test]
     fn what_a_folder_holds_and_cannot_be_used_is_named() {
-        let folder = folder_of(&["a.jpg", "clip.mp4", "raw.DNG"]);
+        let folder = folder_of(&["a.jpg", "b.MPO", "clip.mp4", "raw.DNG"]);
         let found = find(folder.path()).unwrap();
-        assert_eq!(names(&found), ["a.jpg"]);
+        assert_eq!(names(&found), ["a.jpg", "b.MPO"]);
         assert_eq!(found.refused.len(), 2);
         assert!(found.refused[0].contains("clip.mp4: videos are not supported"), "{:?}", found.refused);
         assert!(found.refused[1].contains("raw.DNG: this kind of picture"), "{:?}", found.refused);

@@ -1,10 +1,10 @@
 //! Puts results on disk: every file whole or not at all.
 
 use std::fs::{self, File};
-use std::io::{self, ErrorKind, Seek, Write};
+use std::io::{self, BufRead, BufReader, ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::Context;
+use anyhow::{Context, bail};
 use yolo_core::{Error, files};
 
 use super::record::{Record, Wanted};
@@ -36,10 +36,10 @@ impl Writer {
     /// Writes into `folder`, which is there.
     ///
     /// The table grows in a file without a name and gets its name in [`Writer::finish`]: it is not held in memory, and a
-    /// run that is killed leaves nothing of it.
+    /// run that is killed leaves nothing of it. Rows of an earlier run in the same folder come first, as with YOLOv5.
     ///
     /// # Errors
-    /// A folder that cannot be written in.
+    /// A folder that cannot be written in, and a file in the table's place that is none.
     pub(crate) fn new(folder: PathBuf, wanted: &Wanted) -> anyhow::Result<Self> {
         if wanted.txt {
             let labels = folder.join(LABELS);
@@ -47,9 +47,12 @@ impl Writer {
         }
         let table = if wanted.csv {
             let path = folder.join(TABLE);
-            let file = tempfile::tempfile_in(&folder).map_err(|source| Error::io(&path, source))?;
+            let mut file = tempfile::tempfile_in(&folder).map_err(|source| Error::io(&path, source))?;
+            let continued = copy_table(&path, &mut file)?;
             let mut table = csv::WriterBuilder::new().terminator(csv::Terminator::CRLF).from_writer(file);
-            table.write_record(TABLE_HEAD).map_err(|error| table_error(&path, error))?;
+            if !continued {
+                table.write_record(TABLE_HEAD).map_err(|error| table_error(&path, error))?;
+            }
             Some(table)
         } else {
             None
@@ -123,6 +126,23 @@ impl Writer {
         let _ = fs::remove_dir(self.labels_folder());
         let _ = fs::remove_dir(&self.folder);
     }
+}
+
+/// Copies the table of an earlier run, where there is one.
+fn copy_table(path: &Path, to: &mut File) -> anyhow::Result<bool> {
+    let mut from = match File::open(path) {
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(false),
+        file => BufReader::new(file.map_err(|source| Error::io(path, source))?),
+    };
+    let io = |source| Error::io(path, source);
+    let mut head = Vec::new();
+    from.by_ref().take(1 << 10).read_until(b'\n', &mut head).map_err(io)?;
+    if head.trim_ascii_end() != TABLE_HEAD.join(",").as_bytes() {
+        bail!("{}: expected a table of predictions, which begins with {}", path.display(), TABLE_HEAD.join(","));
+    }
+    to.write_all(&head).map_err(io)?;
+    io::copy(&mut from, to).map_err(io)?;
+    Ok(true)
 }
 
 fn write_file(path: &Path, bytes: &[u8]) -> Result<(), Error> {

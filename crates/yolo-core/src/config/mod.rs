@@ -158,6 +158,16 @@ impl Temperature {
     }
 }
 
+/// The file's name of a path as YOLOv5's documentation gives it, `models/hub/yolov5-p6.yaml`; another path as it is.
+fn built_in_name(path: &str) -> &str {
+    match path.rsplit_once('/') {
+        Some((folders, name)) if folders.split('/').all(|part| [".", "models", "hub", "segment"].contains(&part)) => {
+            name
+        }
+        _ => path,
+    }
+}
+
 impl NetworkConfig {
     /// Reads a network from a YAML file or, where there is no such file, from the zoo by name (`yolov5s`).
     ///
@@ -184,7 +194,8 @@ impl NetworkConfig {
             return Self::parse(&path.display().to_string(), &text);
         }
         let text = path.to_string_lossy();
-        let stem = text.strip_suffix(".yaml").or(text.strip_suffix(".yml")).unwrap_or(&text);
+        let stem = built_in_name(&text);
+        let stem = stem.strip_suffix(".yaml").or(stem.strip_suffix(".yml")).unwrap_or(stem);
         zoo::find(stem).unwrap_or_else(|| {
             Err(Error::Config {
                 file: text.clone().into_owned(),

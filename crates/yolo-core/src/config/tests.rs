@@ -77,6 +77,22 @@ fn mistakes_are_named() {
 }
 
 #[test]
+fn brackets_without_end_take_no_time() {
+    for text in [format!("nc: {}", "[".repeat(100_000)), format!("nc: {}", "{a: ".repeat(100_000))] {
+        assert!(problem(&text).contains("brackets are nested more than 200 deep"));
+    }
+    assert!(problem(&"[1] ".repeat(1000)).contains("not valid YAML"));
+}
+
+#[test]
+fn paths_of_yolov5s_documentation_name_built_in_networks() {
+    for name in ["models/yolov5n.yaml", "./models/hub/yolov5-p6.yaml", "segment/yolov5n-seg.yaml", "hub/yolov3.yaml"] {
+        NetworkConfig::open(name).unwrap();
+    }
+    assert!(NetworkConfig::open("other/yolov5n.yaml").is_err());
+}
+
+#[test]
 fn a_name_that_is_neither_file_nor_zoo_gets_suggestions() {
     let text = NetworkConfig::open("yolov5q.yaml").unwrap_err().to_string();
     assert!(text.contains("no such file") && text.contains("yolov5s"), "{text}");

@@ -15,7 +15,7 @@ mod write;
 pub use draw::{PALETTE, Style, annotate, colour};
 pub use font::TextLine;
 pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, letterbox_shape, to_tensor};
-pub use read::{MAX_PIXELS, from_bytes, open};
+pub use read::{MAX_BYTES, MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;
 pub use write::{crop, save_jpeg, save_png};
 

@@ -7,10 +7,13 @@ use image::metadata::Orientation;
 use image::{DynamicImage, ImageDecoder, ImageError, ImageFormat, ImageReader, Limits, RgbImage};
 use memchr::memchr;
 
-use crate::{Error, Result};
+use crate::{Error, Result, files};
 
 /// The largest picture that is decoded, in pixels.
 pub const MAX_PIXELS: u64 = 1 << 28;
+
+/// The largest file that is read: more than [`MAX_PIXELS`] of three bytes each take.
+pub const MAX_BYTES: u64 = 1 << 30;
 
 const FORMATS: &str = "JPEG, PNG, BMP, WebP or TIFF";
 
@@ -20,11 +23,11 @@ const FORMATS: &str = "JPEG, PNG, BMP, WebP or TIFF";
 /// channel is dropped (not blended), and 16-bit samples keep their high byte (those of coloured TIFFs are rounded).
 ///
 /// # Errors
-/// [`Error::Io`] where the file cannot be read; [`Error::Picture`] where it is empty, damaged, cut off, of another kind,
+/// [`Error::Io`] where the file cannot be read or has more than [`MAX_BYTES`]; [`Error::Picture`] where it is empty, damaged, cut off, of another kind,
 /// or has more than [`MAX_PIXELS`] pixels.
 pub fn open(path: impl AsRef<Path>) -> Result<RgbImage> {
     let path = path.as_ref();
-    let bytes = std::fs::read(path).map_err(|source| Error::io(path, source))?;
+    let bytes = files::read(path, MAX_BYTES)?;
     from_bytes(&bytes, path)
 }
 

@@ -277,7 +277,10 @@ fn parse(path: &Path, data: Data) -> Result<Inner, String> {
 
 /// What a file that is not safetensors seems to be.
 fn not_safetensors(bytes: &[u8]) -> String {
-    let what = if bytes.starts_with(b"PK") || bytes.starts_with(&[0x80, 2]) {
+    let numpy = |bytes: &[u8]| bytes.windows(4).take(1 << 10).any(|part| part == b".npy");
+    let what = if bytes.starts_with(b"PK") && numpy(bytes) {
+        "these are NumPy's arrays (.npz), which are written but not read: take the file that they were made of"
+    } else if bytes.starts_with(b"PK") || bytes.starts_with(&[0x80, 2]) {
         return "this is a PyTorch checkpoint or another zip archive, not safetensors: `yolo convert FILE OUT.safetensors` reads it".into();
     } else if bytes.starts_with(b"version https://git-lfs") {
         "this is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"

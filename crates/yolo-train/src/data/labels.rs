@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use yolo_core::{files, picture as pictures};
+
 use super::dataset::label_path;
 
 /// Pictures with a shorter side are no good to anyone.
@@ -63,7 +65,10 @@ pub(super) fn look(picture: &Path) -> Look {
 }
 
 fn inspect(picture: &Path, labels: &mut Labels) -> Result<(State, Option<String>), String> {
-    let bytes = std::fs::read(picture).map_err(|cause| cause.to_string())?;
+    let bytes = files::read(picture, pictures::MAX_BYTES).map_err(|error| match error {
+        yolo_core::Error::Io { cause, .. } => cause.to_string(),
+        other => other.to_string(),
+    })?;
     // Decoded to the end: a damaged picture shall be told now, not in the middle of an epoch.
     let decoded = yolo_core::picture::from_bytes(&bytes, picture).map_err(|error| match error {
         yolo_core::Error::Picture { problem, .. } => problem,
