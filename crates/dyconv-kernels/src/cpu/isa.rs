@@ -199,7 +199,7 @@ pub enum IsaName {
     Scalar,
     /// x86-64 with AVX2 and FMA.
     Avx2,
-    /// x86-64 with AVX-512F.
+    /// x86-64 with AVX-512 F and VL, besides AVX2 and FMA.
     Avx512,
     /// AArch64.
     Neon,

@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use super::channels_last::team::{Counter, wait};
 use super::helpers;
 
-/// Threads that take part, at most.
+/// Threads that take part, at most: each has a counter on the caller's stack.
 const MOST: usize = 32;
 
-/// Runs `task` for the numbers `0..tasks`, on all threads of the pool and the caller's own.
+/// Runs `task` for the numbers `0..tasks`, on the caller's thread and those of the pool, up to [`MOST`].
 pub(super) fn share(tasks: usize, task: impl Fn(usize) + Sync) {
     phases(1, tasks, |_, number| task(number), |_| ());
 }
@@ -37,7 +37,7 @@ pub(super) fn share_chunks<T: Send>(values: &mut [T], size: usize, task: impl Fn
     });
 }
 
-/// Runs `task(phase, number)` for the numbers `0..tasks` of each phase, on as many threads as the pool has, and after each phase
+/// Runs `task(phase, number)` for the numbers `0..tasks` of each phase, on as many threads as the pool has, up to [`MOST`], and after each phase
 /// `between(phase)` once. A thread begins with a share of neighbours, the same in every phase; then it takes what others have left.
 ///
 /// The caller is one of the threads, also where it is none of the pool's: it begins at once, and need not be woken at the end. A thread

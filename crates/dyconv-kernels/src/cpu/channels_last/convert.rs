@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use super::super::isa::{Isa, WIDEST, bf16_bits};
+use super::super::shared::Shared;
 use super::finish::{Act, load_part};
 use super::memory::{Arena, View};
 use super::team::Member;
@@ -201,41 +202,8 @@ impl Import {
     }
 }
 
-/// A slice that is written by several threads, each its own part.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct Outside {
-    start: *mut f32,
-    len: usize,
-}
-
-// SAFETY: kernels write disjoint parts of it.
-unsafe impl Sync for Outside {}
-// SAFETY: as above.
-unsafe impl Send for Outside {}
-
-impl Outside {
-    /// No slice at all.
-    pub(super) const fn none() -> Self {
-        Self { start: std::ptr::null_mut(), len: 0 }
-    }
-
-    pub(super) fn new(values: &mut [f32]) -> Self {
-        Self { start: values.as_mut_ptr(), len: values.len() }
-    }
-
-    /// # Safety
-    /// No other thread may use these values.
-    #[inline(always)]
-    #[allow(clippy::mut_from_ref, reason = "the parts that are handed out do not overlap, which the caller promises")]
-    pub(super) unsafe fn part(&self, first: usize, count: usize) -> &mut [f32] {
-        assert!(first <= self.len && count <= self.len - first);
-        // SAFETY: it lies inside; the caller promises that it is nobody else's.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(first), count) }
-    }
-}
-
 /// Copies a map out.
-pub(super) fn export(view: &View, arena: &Arena, batch: usize, outside: &Outside, member: &Member<'_>) {
+pub(super) fn export(view: &View, arena: &Arena, batch: usize, outside: &Shared<'_>, member: &Member<'_>) {
     let pixels = view.height * view.width;
     let strips = pixels.div_ceil(STRIP);
     member.share(batch * strips, |task| {
@@ -283,7 +251,7 @@ impl Decode {
         map: *const f32,
         (sample, first, count): (usize, usize, usize),
         threshold: Option<f32>,
-        outside: &Outside,
+        outside: &Shared<'_>,
     ) {
         let (height, width) = self.size;
         let outputs = self.outputs;

@@ -6,7 +6,7 @@ use super::super::phases::share;
 use super::direct::{PANEL_VECTORS, Packing};
 use super::finish::{load_part, store_part};
 use super::memory::Lines;
-use super::planar::To;
+use super::planar::WritePointer;
 use super::turn::turn;
 use super::winograd::{self, SKEW};
 
@@ -65,7 +65,7 @@ pub(super) fn turned_len(packing: &Packing, count: usize) -> usize {
 pub(super) fn turn_all<I: Isa>(isa: I, packing: &Packing, experts: &[f32], to: &mut Lines) {
     let count = experts.len() / kernel_len(packing);
     to.grow(turned_len(packing, count));
-    let to = To(to.as_mut_ptr());
+    let to = WritePointer(to.as_mut_ptr());
     let blocks = packing.taps.div_ceil(BLOCK);
     share(packing.panels() * blocks, |index| {
         let block = Block::new(packing, index / blocks, index % blocks * BLOCK);

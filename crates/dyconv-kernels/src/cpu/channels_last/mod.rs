@@ -1,7 +1,8 @@
 //! Networks as programs: lists of kernels over maps whose channels lie next to each other, run by a team of threads.
 //!
 //! A [`Program`] is built once: kernels packed, places given, checked. A [`Session`] is the memory and the threads of one run at
-//! a time; many sessions may run one program. Running allocates nothing and locks nothing.
+//! a time; many sessions may run one program. Running allocates nothing and locks nothing, but for
+//! twins: what has no kernel runs on tensors of its own.
 
 mod ahead;
 #[cfg(test)]

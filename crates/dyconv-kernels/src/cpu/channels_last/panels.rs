@@ -16,7 +16,7 @@ use super::direct::PANEL_VECTORS;
 use super::experts::{self, BLOCK, Block};
 use super::finish::load_part;
 use super::memory::{Arena, LINE, Lines};
-use super::planar::{From, To, turn_in};
+use super::planar::{ReadPointer, WritePointer, turn_in};
 use super::product::{ZEROS, product};
 use super::transforms::OUT;
 use super::turn::turn;
@@ -172,7 +172,7 @@ pub(super) fn conv2d<I: Isa>(
     let input = panels.conv.input;
     let common = input.end(samples).next_multiple_of(LINE);
     maps.grow(common + group * inputs);
-    let out = To(y.as_mut_ptr().cast());
+    let out = WritePointer(y.as_mut_ptr().cast());
     for first in (0..all).step_by(group) {
         let units = Units { first, count: group.min(all - first), chunks };
         let (first, last) = units.samples();
@@ -195,7 +195,7 @@ pub(super) fn conv2d<I: Isa>(
             let places = panels.places::<I>(&mut own, group);
             isa.run(
                 #[inline(always)]
-                || panels.panel(isa, panel, units, From(arena.at(common)), &places, out),
+                || panels.panel(isa, panel, units, ReadPointer(arena.at(common)), &places, out),
             );
             OWN.set(own);
         });
@@ -266,7 +266,7 @@ impl Panels<'_> {
 
     /// One panel of output channels for all units of a group; `maps` are their transformed maps, one after the other.
     #[inline(always)]
-    fn panel<I: Isa>(&self, isa: I, panel: usize, units: Units, maps: From, places: &Places, out: To) {
+    fn panel<I: Isa>(&self, isa: I, panel: usize, units: Units, maps: ReadPointer, places: &Places, out: WritePointer) {
         let packing = &self.conv.packing;
         let vectors = packing.vectors(panel);
         let width = vectors * I::LANES;
@@ -419,7 +419,7 @@ impl Panels<'_> {
         unit: Unit,
         products: *const f32,
         rows: *mut f32,
-        out: To,
+        out: WritePointer,
     ) {
         let (height, width) = self.shape.output;
         let channels = self.shape.out_channels;

@@ -90,14 +90,14 @@ pub(in super::super) fn conv2d<I: Isa>(
 
 /// A pointer that is only read through.
 #[derive(Clone, Copy)]
-pub(super) struct From(pub(super) *const f32);
+pub(super) struct ReadPointer(pub(super) *const f32);
 
 // SAFETY: nothing writes what it points to while it is used.
-unsafe impl Send for From {}
+unsafe impl Send for ReadPointer {}
 // SAFETY: as above.
-unsafe impl Sync for From {}
+unsafe impl Sync for ReadPointer {}
 
-impl From {
+impl ReadPointer {
     pub(super) fn get(self) -> *const f32 {
         self.0
     }
@@ -105,14 +105,14 @@ impl From {
 
 /// A pointer to what tasks write, each its own part.
 #[derive(Clone, Copy)]
-pub(super) struct To(pub(super) *mut f32);
+pub(super) struct WritePointer(pub(super) *mut f32);
 
 // SAFETY: tasks write disjoint parts.
-unsafe impl Send for To {}
+unsafe impl Send for WritePointer {}
 // SAFETY: as above.
-unsafe impl Sync for To {}
+unsafe impl Sync for WritePointer {}
 
-impl To {
+impl WritePointer {
     pub(super) fn at(self, offset: usize) -> *mut f32 {
         self.0.wrapping_add(offset)
     }
@@ -120,13 +120,13 @@ impl To {
 
 /// Mixes experts `[K, out, in, 3, 3]`, and transforms and packs the mixture, on all threads.
 pub(super) fn mix<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: *mut f32) {
-    let to = To(to);
+    let to = WritePointer(to);
     share(blocks::<I>(shape), |block| mix_block(isa, shape, (weights, experts), to, block));
 }
 
 /// The same on this thread.
 pub(super) fn mix_alone<I: Isa>(isa: I, shape: &ConvShape, weights: &[f32], experts: &[f32], to: *mut f32) {
-    (0..blocks::<I>(shape)).for_each(|block| mix_block(isa, shape, (weights, experts), To(to), block));
+    (0..blocks::<I>(shape)).for_each(|block| mix_block(isa, shape, (weights, experts), WritePointer(to), block));
 }
 
 /// Blocks that kernels are mixed in.
@@ -135,7 +135,7 @@ fn blocks<I: Isa>(shape: &ConvShape) -> usize {
 }
 
 /// One of them.
-fn mix_block<I: Isa>(isa: I, shape: &ConvShape, (weights, experts): (&[f32], &[f32]), to: To, block: usize) {
+fn mix_block<I: Isa>(isa: I, shape: &ConvShape, (weights, experts): (&[f32], &[f32]), to: WritePointer, block: usize) {
     let packing = packing::<I>(shape);
     let (inputs, out) = (shape.in_channels, shape.out_channels);
     let blocks = inputs.div_ceil(MIXED);

@@ -3,9 +3,10 @@
 use std::time::Instant;
 
 use super::super::isa::{Isa, IsaName};
+use super::super::shared::Shared;
 use super::super::{Job, with};
 use super::build::Twin;
-use super::convert::{Import, Input, Outside, export};
+use super::convert::{Import, Input, export};
 use super::depthwise::Depthwise;
 use super::direct::{Direct, HeadConv, Table, Weights};
 use super::memory::{Arena, Lines, Part, View};
@@ -221,10 +222,9 @@ impl Program {
         if *program != self.number {
             return Err("the session was made for another program".into());
         }
-        let mut outside = [const { Outside::none() }; MAX_OUTPUTS];
-        for (outside, output) in outside.iter_mut().zip(outputs.iter_mut()) {
-            *outside = Outside::new(output);
-        }
+        let mut outputs = outputs.iter_mut();
+        let outside: [Shared<'_>; MAX_OUTPUTS] =
+            std::array::from_fn(|_| Shared::filled(outputs.next().map_or(&mut [], |output| &mut **output)));
         let mut failure = None;
         let run = Run {
             program: self,
@@ -249,7 +249,7 @@ struct Run<'a> {
     program: &'a Program,
     arena: Arena,
     inputs: &'a [Input<'a>],
-    outputs: &'a [Outside; MAX_OUTPUTS],
+    outputs: &'a [Shared<'a>; MAX_OUTPUTS],
     options: RunOptions,
     own: PerThread<Own>,
     /// Written by the first thread only.

@@ -8,7 +8,7 @@ use super::super::isa::Isa;
 use super::super::phases::share;
 use super::super::{ConvShape, Epilogue, Kernels, route};
 use super::memory::{Arena, LINE, Lines, View};
-use super::planar::{From, To, mix, mix_alone};
+use super::planar::{ReadPointer, WritePointer, mix, mix_alone};
 use super::transforms::OUT;
 use super::turn::turn;
 use super::winograd::{self, POINTS, Winograd};
@@ -52,7 +52,7 @@ fn rows_of(conv: &Winograd, batch: usize, threads: usize) -> usize {
 /// Kernels that are there before strips are worked on.
 #[derive(Clone, Copy)]
 struct Ready {
-    kernels: From,
+    kernels: ReadPointer,
     /// Values from a sample's to the next one's.
     step: usize,
 }
@@ -63,7 +63,7 @@ struct Strips<'a> {
     epilogue: &'a Epilogue<'a>,
     /// Rows of tiles of a strip.
     rows: usize,
-    out: To,
+    out: WritePointer,
 }
 
 /// Convolution; writes every value of `y`.
@@ -76,7 +76,7 @@ pub(super) fn conv2d<I: Isa>(
 ) {
     let threads = rayon::current_num_threads();
     let rows = rows_of(conv, shape.batch, threads);
-    let strips = Strips { conv, shape, epilogue, rows, out: To(y.as_mut_ptr().cast()) };
+    let strips = Strips { conv, shape, epilogue, rows, out: WritePointer(y.as_mut_ptr().cast()) };
     let len = (POINTS * winograd::point_len(&conv.packing)).next_multiple_of(LINE);
     let (mut own_kernels, mut routing) = KEPT.take();
     let one_set = matches!(kernels, Kernels::Shared(_));
@@ -99,7 +99,7 @@ pub(super) fn conv2d<I: Isa>(
         Kernels::Shared(kernels) => {
             own_kernels.grow(len);
             mix(isa, shape, &[1.0], kernels, own_kernels.as_mut_ptr());
-            Ready { kernels: From(own_kernels.as_ptr()), step: 0 }
+            Ready { kernels: ReadPointer(own_kernels.as_ptr()), step: 0 }
         }
         Kernels::PerSample(_) | Kernels::Mixed { .. } | Kernels::Routed { .. } => {
             own_kernels.grow(len * shape.batch);
@@ -114,7 +114,7 @@ pub(super) fn conv2d<I: Isa>(
                 let (weights, experts) = mixture(kernels, sample, shape);
                 mix(isa, shape, weights, experts, own_kernels.as_mut_ptr().wrapping_add(sample * len));
             }
-            Ready { kernels: From(own_kernels.as_ptr()), step: len }
+            Ready { kernels: ReadPointer(own_kernels.as_ptr()), step: len }
         }
     };
     let sample = x.len() / shape.batch;

@@ -30,7 +30,7 @@ unsafe impl Send for WorkPointer {}
 
 struct Shared {
     members: usize,
-    /// Number of the run; odd numbers do not occur but for the end.
+    /// Number of the run.
     run: Counter,
     /// Members that have finished the run.
     finished: Counter,

@@ -1,7 +1,8 @@
 //! The convolution of a level of a detection head, whose map never reaches memory.
 
 use super::super::super::isa::Isa;
-use super::super::convert::{Decode, Outside};
+use super::super::super::shared::Shared;
+use super::super::convert::Decode;
 use super::super::memory::Arena;
 use super::super::team::Member;
 use super::{Direct, Job, Table, Weights};
@@ -34,7 +35,7 @@ impl HeadConv {
         (arena, batch): (&Arena, usize),
         (weights, bias): (Weights<'_>, Weights<'_>),
         zeros: *const f32,
-        (threshold, outside): (Option<f32>, &Outside),
+        (threshold, outside): (Option<f32>, &Shared<'_>),
         (member, table, scratch): (&Member<'_>, &mut Table, *mut f32),
     ) {
         let conv = &self.conv;
