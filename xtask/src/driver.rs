@@ -20,12 +20,15 @@ pub(crate) fn run() -> anyhow::Result<()> {
     let builder = target().join("debug/examples/cuda_driver");
     execute(Command::new(&builder).arg(&folder))?;
     // Functions that the libraries do not have yet are found when the program starts.
-    let flags = format!("-L native={} -C link-arg=-Wl,--unresolved-symbols=ignore-all", folder.display());
+    let flags = format!("-Lnative={}\x1f-Clink-arg=-Wl,--unresolved-symbols=ignore-all", folder.display());
     let mut build = cargo();
     build.args(["build", "--package", "dyconv-emulator", "--features", "cuda", "--example", PROGRAM]);
     // Compiled faster than it would run: the emulator is where the time goes.
     build.args(["--config", "profile.dev.package.\"*\".opt-level=0"]);
-    build.env("CARGO_TARGET_DIR", folder.join("target")).env("RUSTFLAGS", flags).envs(without_toolkit(&folder)?);
+    build
+        .env("CARGO_TARGET_DIR", folder.join("target"))
+        .env("CARGO_ENCODED_RUSTFLAGS", flags)
+        .envs(without_toolkit(&folder)?);
     execute(&mut build)?;
     let program = folder.join("target/debug/examples").join(PROGRAM);
     let output = Command::new(&builder).arg(&folder).arg(&program).output()?;

@@ -11,9 +11,17 @@ pub(crate) fn root() -> PathBuf {
     here.parent().unwrap_or(here).to_path_buf()
 }
 
-/// The folder that everything is built in.
+/// The folder that everything is built in: Cargo knows, from its variables and settings.
 pub(crate) fn target() -> PathBuf {
-    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |folder| root().join(folder))
+    let metadata = output_of(cargo().args(["metadata", "--format-version", "1", "--no-deps", "--offline"]));
+    metadata.as_deref().and_then(target_of).unwrap_or_else(|| root().join("target"))
+}
+
+/// The value of a key of Cargo's JSON; a parser would be another crate to wait for.
+fn target_of(metadata: &str) -> Option<PathBuf> {
+    let (_, value) = metadata.split_once(r#""target_directory":""#)?;
+    let (value, _) = value.split_once('"')?;
+    Some(value.replace(r"\\", r"\").into())
 }
 
 /// The `cargo` that runs this.
@@ -55,4 +63,16 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
         bail!("`{line}` failed");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::target_of;
+
+    #[test]
+    fn cargo_tells_the_target_folder() {
+        let metadata = r#"{"packages":[],"target_directory":"/a b/target","version":1}"#;
+        assert_eq!(target_of(metadata), Some("/a b/target".into()));
+        assert_eq!(target_of("{}"), None);
+    }
 }

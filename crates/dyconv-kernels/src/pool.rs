@@ -7,7 +7,7 @@ use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor};
 use crate::cpu::{self, PoolShape};
 use crate::error::{Operation, Result, on_cpu};
 use crate::op::slice;
-use crate::reference::every;
+use crate::reference::{every, rest};
 
 /// The largest value under each window, around the map negative infinity; NaN where the window sees one.
 ///
@@ -83,13 +83,17 @@ fn along(
     padding: usize,
     outputs: usize,
 ) -> candle_core::Result<Tensor> {
+    // GPUs refuse to fill nothing.
     let filled = |size: usize| {
         let mut dims = x.dims().to_vec();
         dims[dim] = size;
-        Tensor::full(f32::NEG_INFINITY, dims, x.device())?.to_dtype(x.dtype())
+        let some = dims.iter().product::<usize>() > 0;
+        some.then(|| Tensor::full(f32::NEG_INFINITY, dims, x.device())?.to_dtype(x.dtype())).transpose()
     };
     // Room on the far side so that every tap can be cut out as whole strides.
-    let x = Tensor::cat(&[&filled(padding)?, x, &filled(padding + stride - 1)?], dim)?;
+    let parts = [filled(padding)?, Some(x.clone()), filled(padding + rest(outputs, stride))?];
+    let parts: Vec<Tensor> = parts.into_iter().flatten().collect();
+    let x = if let [x] = parts.as_slice() { x.clone() } else { Tensor::cat(&parts, dim)? };
     let mut best = every(&x, dim, 0, outputs, stride)?;
     for tap in 1..kernel {
         let candidate = every(&x, dim, tap, outputs, stride)?;
@@ -220,6 +224,19 @@ mod tests {
                 assert_eq!(bits(&run(&x, &s, |x| Ok(plain(x, &s)?))), expected, "{s:?}, plain");
                 assert_eq!(bits(&run(&x.to_dtype(DType::F64).unwrap(), &s, pool)), expected, "{s:?}, f64");
             }
+        }
+    }
+
+    /// Of one output no stride is too large, in any type.
+    #[test]
+    fn a_stride_takes_no_memory() {
+        for dtype in [DType::F32, DType::F64] {
+            let x = Tensor::from_vec(coarse(16), (1, 1, 4, 4), &Device::Cpu).unwrap().to_dtype(dtype).unwrap();
+            let y = max_pool2d(&x, (2, 3), (usize::MAX, 1), (0, 0)).unwrap();
+            let same = max_pool2d(&x, (2, 3), (3, 1), (0, 0)).unwrap();
+            assert_eq!(y.dims(), [1, 1, 1, 2]);
+            let values = |t: &Tensor| t.flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(values(&y), values(&same));
         }
     }
 

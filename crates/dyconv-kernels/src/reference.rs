@@ -1,6 +1,6 @@
 //! The operations in plain Candle: right on every device, differentiable, and the oracle for any faster form.
 
-use candle_core::{Result, Tensor, bail};
+use candle_core::{DType, Result, Tensor, bail};
 
 use crate::{ConvConfig, Normalised, Routing};
 
@@ -17,8 +17,21 @@ pub fn route(x: &Tensor, weight: &Tensor, bias: &Tensor, routing: Routing) -> Re
     if channels != features {
         bail!("route: `weight` takes {features} channels, `x` has {channels}");
     }
-    let pooled = x.mean((2, 3))?;
+    let pooled = average(x)?;
     Ok(routing.activate(&pooled.matmul(&weight.t()?)?.broadcast_add(bias)?)?)
+}
+
+/// The average of each map, `[B, C]`. Halves are summed in f32: of their own sums, those of bf16 would stay at 256 ones, and those of
+/// f16 end at 65504.
+///
+/// # Errors
+/// Where `x` is not `[B, C, H, W]`.
+pub fn average(x: &Tensor) -> Result<Tensor> {
+    if is_half(x) { x.to_dtype(DType::F32)?.mean((2, 3))?.to_dtype(x.dtype()) } else { x.mean((2, 3)) }
+}
+
+fn is_half(x: &Tensor) -> bool {
+    matches!(x.dtype(), DType::F16 | DType::BF16)
 }
 
 /// Each sample's mixture of the experts: `sum_k r[b, k] * experts[k]`.
@@ -38,6 +51,12 @@ pub fn mix_experts(r: &Tensor, experts: &Tensor) -> Result<Tensor> {
 /// # Errors
 /// Where the shapes do not fit.
 pub fn batch_norm_training(x: &Tensor, weight: &Tensor, bias: &Tensor, eps: f64, silu: bool) -> Result<Normalised> {
+    if is_half(x) {
+        let [wide, weight, bias] = [x, weight, bias].map(|t| t.to_dtype(DType::F32));
+        let Normalised { y, mean, var } = batch_norm_training(&wide?, &weight?, &bias?, eps, silu)?;
+        let [y, mean, var] = [y, mean, var].map(|t| t.to_dtype(x.dtype()));
+        return Ok(Normalised { y: y?, mean: mean?, var: var? });
+    }
     let (batch, channels, height, width) = x.dims4()?;
     let n = (batch * height * width) as f64;
     let mean = x.mean_keepdim((0, 2, 3))?;
@@ -118,11 +137,8 @@ pub(crate) fn im2col(x: &Tensor, config: &ConvConfig) -> Result<(Tensor, usize, 
         return Ok((x.reshape((batch, channels, 1, height * width))?, height, width));
     }
     // Room on the far side so that every tap can be cut out as whole strides.
-    let x = x.pad_with_zeros(2, padding.0, padding.0 + stride.0 - 1)?.pad_with_zeros(
-        3,
-        padding.1,
-        padding.1 + stride.1 - 1,
-    )?;
+    let x = x.pad_with_zeros(2, padding.0, padding.0 + rest(out_height, stride.0))?;
+    let x = x.pad_with_zeros(3, padding.1, padding.1 + rest(out_width, stride.1))?;
     let mut taps = Vec::with_capacity(kernel.0 * kernel.1);
     for i in 0..kernel.0 {
         let rows = every(&x, 2, i * dilation.0, out_height, stride.0)?;
@@ -144,7 +160,8 @@ pub(crate) fn spread_convolution(
     convolve: impl Fn(&Tensor, &Tensor, &ConvConfig) -> Result<Tensor>,
 ) -> Result<Tensor> {
     let (b, c, h, w) = y.dims4()?;
-    let ConvConfig { kernel, stride, padding, dilation, groups } = *config;
+    let ConvConfig { kernel, padding, dilation, groups, .. } = *config;
+    let stride = (rest(h, config.stride.0) + 1, rest(w, config.stride.1) + 1);
     let spread = y.reshape([b, c, h, 1, w, 1].as_slice())?;
     let spread = spread.pad_with_zeros(3, 0, stride.0 - 1)?.pad_with_zeros(5, 0, stride.1 - 1)?;
     let spread = spread.reshape((b, c, h * stride.0, w * stride.1))?;
@@ -159,8 +176,15 @@ pub(crate) fn spread_convolution(
     convolve(&spread, turned, &plain)
 }
 
+/// What the last of `count` places, `step` apart, has behind it, so that all take as much. A single one takes one place only: no step
+/// is too large for it.
+pub(crate) fn rest(count: usize, step: usize) -> usize {
+    if count <= 1 { 0 } else { step - 1 }
+}
+
 /// `count` slices along `dim`, `step` apart, from `start` on.
 pub(crate) fn every(x: &Tensor, dim: usize, start: usize, count: usize, step: usize) -> Result<Tensor> {
+    let step = rest(count, step) + 1;
     let x = x.narrow(dim, start, count * step)?;
     if step == 1 {
         return Ok(x);
@@ -276,6 +300,49 @@ mod tests {
         }
         let gates = route(&x, &weight, &bias, Routing::Sigmoid).unwrap();
         assert!(gates.to_vec2::<f64>().unwrap().iter().flatten().all(|g| (0.0..1.0).contains(g)));
+    }
+
+    /// More ones than f16 and bf16 can count.
+    #[test]
+    fn halves_are_summed_in_f32() {
+        let one = |count: usize, dtype: DType| Tensor::ones(count, dtype, &Device::Cpu).unwrap();
+        for dtype in [DType::F16, DType::BF16] {
+            let x = Tensor::ones((2, 1, 80, 80), dtype, &Device::Cpu).unwrap();
+            let float = |t: Tensor| t.to_dtype(DType::F32).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap();
+            assert_eq!(float(average(&x).unwrap()), [1.0, 1.0]);
+            let weight = Tensor::ones((1, 1), dtype, &Device::Cpu).unwrap();
+            let r =
+                float(route(&x, &weight, &Tensor::zeros(1, dtype, &Device::Cpu).unwrap(), Routing::Sigmoid).unwrap());
+            assert!((r[0] - 0.731_059).abs() < 4e-3, "{dtype:?}: {r:?}");
+            let minus = Tensor::cat(&[&x, &(&x * 3.0).unwrap()], 0).unwrap();
+            let norm = batch_norm_training(&minus, &one(1, dtype), &one(1, dtype), 1e-3, false).unwrap();
+            assert_eq!(norm.y.dtype(), dtype);
+            assert_eq!((float(norm.mean), float(norm.var)[0].round()), (vec![2.0], 1.0));
+        }
+    }
+
+    #[test]
+    fn a_single_output_needs_no_stride() {
+        let (x, kernel) = (wave(&[1, 2, 5, 5], 0.1), wave(&[3, 2, 4, 4], 0.4));
+        let config = ConvConfig { kernel: (4, 4), stride: (2, 2), padding: (0, 0), dilation: (1, 1), groups: 1 };
+        let values = |t: Tensor| t.flatten_all().unwrap().to_vec1::<f64>().unwrap();
+        let expected = values(conv2d_grouped(&x, &kernel, &config).unwrap());
+        let huge = ConvConfig { stride: (usize::MAX, 1 << 45), ..config };
+        assert_eq!(values(conv2d_grouped(&x, &kernel, &huge).unwrap()), expected);
+        let (point, weight) = (wave(&[1, 2, 1, 1], 0.1), wave(&[2, 3, 4, 4], 0.4));
+        let [small, large] =
+            [&config, &huge].map(|config| values(crate::conv_transpose2d(&point, &weight, config, 0).unwrap()));
+        assert_eq!(small, large);
+    }
+
+    #[test]
+    fn routing_of_nothing_is_nothing() {
+        let x = Tensor::zeros((0, 3, 4, 4), DType::F32, &Device::Cpu).unwrap();
+        let weight = Tensor::zeros((5, 3), DType::F32, &Device::Cpu).unwrap();
+        let bias = Tensor::zeros(5, DType::F32, &Device::Cpu).unwrap();
+        for routing in [Routing::Sigmoid, Routing::Softmax { temperature: 2.0 }] {
+            assert_eq!(crate::route(&x, &weight, &bias, routing).unwrap().dims(), [0, 5]);
+        }
     }
 
     #[test]

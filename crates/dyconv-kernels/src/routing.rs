@@ -14,6 +14,10 @@ impl Routing {
     /// Where the temperature is not positive and finite, or the device fails.
     pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
         self.check()?;
+        if logits.elem_count() == 0 {
+            // There is no largest of none.
+            return Ok(logits.clone());
+        }
         match self {
             Self::Sigmoid => Ok(sigmoid(logits)?),
             Self::Softmax { temperature } => {

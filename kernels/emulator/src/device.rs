@@ -80,7 +80,7 @@ impl Emulator {
                 jobs.into_iter().map(|job| job.join()).collect()
             });
             for (file, module) in pair.iter().zip(built) {
-                let module = module.map_err(|_| Error::Unavailable("a compiling thread died".to_owned()))?;
+                let module = module.map_err(|_| Error::Broken("a compiling thread died".to_owned()))?;
                 modules.insert((*file).to_owned(), module?);
             }
         }
@@ -139,7 +139,7 @@ impl Device for Emulator {
             });
         }
         let Some(module) = self.modules.get(launch.kernel.file()) else {
-            return Err(Error::Unavailable(format!("{} was not compiled", launch.kernel.file())));
+            return Err(Error::Broken(format!("{} was not compiled", launch.kernel.file())));
         };
         // SAFETY: the spans are the buffers' memory, and `Memory` is used by one thread.
         unsafe {

@@ -18,9 +18,12 @@ pub mod twin;
 /// What can go wrong, or be found wrong.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The machine cannot run the emulator.
+    /// The emulator is not made for this system.
     #[error("the GPU emulator does not run here: {0}")]
     Unavailable(String),
+    /// The emulator itself fails, where it should run.
+    #[error("the GPU emulator fails: {0}")]
+    Broken(String),
     /// A source does not compile; the compiler's messages.
     #[error("{file} does not compile:\n{messages}")]
     Compile {

@@ -150,7 +150,8 @@ impl Module {
             return Ok(Arc::clone(module));
         }
         // SAFETY: a library that this crate compiled from its own text; it has no constructors beyond C++'s own statics.
-        let library = unsafe { Library::new(&path) }.map_err(|error| Error::Unavailable(error.to_string()))?;
+        let library = unsafe { Library::new(&path) }
+            .map_err(|error| Error::Broken(format!("{file}: the library cannot be loaded: {error}")))?;
         let module = Arc::new(Self { library: Mutex::new(library) });
         loaded.insert(path, Arc::clone(&module));
         Ok(module)
@@ -245,7 +246,7 @@ fn c_string(text: &str) -> Result<CString, Error> {
 /// `T` is the type of the symbol.
 unsafe fn symbol<'a, T>(library: &'a Library, name: &CStr) -> Result<Symbol<'a, T>, Error> {
     // SAFETY: the caller's promise.
-    unsafe { library.get(name) }.map_err(|error| Error::Unavailable(error.to_string()))
+    unsafe { library.get(name) }.map_err(|error| Error::Broken(format!("{name:?} is missing: {error}")))
 }
 
 /// The compiler, by the variable `CXX`; clang merges accesses in ways that the checks' messages do not show.
@@ -318,7 +319,7 @@ fn engine_object(engine: &Path, name: &str, work: &Path, folder: &Path) -> Resul
 fn run(file: &str, command: &mut Command) -> Result<(), Error> {
     let output = command
         .output()
-        .map_err(|error| Error::Unavailable(format!("`{}` cannot be run: {error}", command.get_program().display())))?;
+        .map_err(|error| Error::Broken(format!("`{}` cannot be run: {error}", command.get_program().display())))?;
     if output.status.success() {
         return Ok(());
     }

@@ -32,6 +32,11 @@ pub(crate) fn run(given: &[&str]) -> anyhow::Result<()> {
             other => bail!("build-kernels: no such option: `{other}`; there are `--toolkit` and `--check`"),
         }
     }
+    if cfg!(target_os = "macos") {
+        // NVIDIA's compiler is not made for it.
+        println!("CUDA: skipped, there is no nvcc for macOS");
+        return metal::run(options.toolkit);
+    }
     // Before anything that takes minutes.
     let nvcc = toolkit::nvcc(options.toolkit)?;
     let launches = launches::read()?;

@@ -44,7 +44,7 @@ impl Tool {
 pub(super) fn nvcc(install: bool) -> anyhow::Result<Tool> {
     let home = |name| std::env::var_os(name).map(|home| PathBuf::from(home).join("bin/nvcc"));
     let given = [std::env::var_os("NVCC").map(PathBuf::from), home("CUDA_HOME"), home("CUDA_PATH")];
-    for path in given.into_iter().flatten().chain(["nvcc".into()]).chain(own("nvidia/cu13/bin/nvcc")) {
+    for path in given.into_iter().flatten().chain(["nvcc".into()]).chain(own("nvidia/cu13/bin/nvcc", "nvidia")) {
         let tool = Tool::new(path);
         if tool.version().is_some() {
             return Ok(tool);
@@ -56,8 +56,8 @@ pub(super) fn nvcc(install: bool) -> anyhow::Result<Tool> {
              target/toolkit (330 MB)"
         );
     }
-    pip(NVIDIA)?;
-    let path = own("nvidia/cu13/bin/nvcc").context("the installed packages hold no nvcc")?;
+    pip(NVIDIA, "nvidia")?;
+    let path = own("nvidia/cu13/bin/nvcc", "nvidia").context("the installed packages hold no nvcc")?;
     Ok(Tool::new(path))
 }
 
@@ -68,9 +68,9 @@ pub(super) fn clang(install: bool) -> anyhow::Result<Option<Tool>> {
     if let Some(tool) = names.into_iter().map(Tool::new).find(modern) {
         return Ok(Some(tool));
     }
-    let installed = || own("ziglang/zig").map(|program| Tool { program, leading: &["clang"] });
+    let installed = || own("ziglang/zig", "ziglang").map(|program| Tool { program, leading: &["clang"] });
     if installed().is_none() && install {
-        pip(CLANG)?;
+        pip(CLANG, "ziglang")?;
     }
     Ok(installed())
 }
@@ -81,8 +81,11 @@ fn major(version: &str) -> Option<u32> {
     after.split('.').next()?.parse().ok()
 }
 
-/// A file of the packages installed in target/toolkit.
-fn own(inside: &str) -> Option<PathBuf> {
+/// A file of the packages installed in target/toolkit, where `package` is there as a whole.
+fn own(inside: &str, package: &str) -> Option<PathBuf> {
+    if !mark(package).is_file() {
+        return None;
+    }
     let folders = fs::read_dir(environment().join("lib")).ok()?;
     folders.flatten().map(|folder| folder.path().join("site-packages").join(inside)).find(|path| path.is_file())
 }
@@ -91,14 +94,20 @@ fn environment() -> PathBuf {
     root().join("target/toolkit")
 }
 
-fn pip(package: &str) -> anyhow::Result<()> {
+/// What is written once a package is installed: one that was cut short has its program, but not what the program needs.
+fn mark(package: &str) -> PathBuf {
+    environment().join(format!("complete-{package}"))
+}
+
+fn pip(requirement: &str, package: &str) -> anyhow::Result<()> {
     let environment = environment();
-    println!("installing {package} from the Python package index into target/toolkit");
+    println!("installing {requirement} from the Python package index into target/toolkit");
     let program = environment.join("bin/pip");
     if !Path::new(&program).is_file() {
         execute(Command::new("python3").args(["-m", "venv"]).arg(&environment))?;
     }
-    execute(Command::new(program).args(["install", "--quiet", "--disable-pip-version-check", package]))
+    execute(Command::new(program).args(["install", "--quiet", "--disable-pip-version-check", requirement]))?;
+    fs::write(mark(package), requirement).context("target/toolkit cannot be written")
 }
 
 #[cfg(test)]

@@ -87,7 +87,9 @@ fn check(folder: &Path, variables: &[(&str, &std::ffi::OsStr)]) -> anyhow::Resul
     let mut command = cargo();
     command.arg("check").arg("--manifest-path").arg(folder.join("Cargo.toml"));
     // Both features share what does not depend on them. Warnings of the project's own crates are errors; Cargo silences the others'.
-    command.env("CARGO_TARGET_DIR", root().join("target/check-gpu/target")).env("RUSTFLAGS", "-Dwarnings");
+    command
+        .env("CARGO_TARGET_DIR", root().join("target/check-gpu/target"))
+        .env("CARGO_ENCODED_RUSTFLAGS", "-Dwarnings");
     command.envs(variables.iter().copied());
     execute(&mut command)
 }

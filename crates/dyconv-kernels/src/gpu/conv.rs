@@ -81,7 +81,7 @@ impl Conv<'_> {
     /// The kernel that suits the forward convolution.
     pub fn kernel(&self) -> Kernel {
         let config = &self.shape.config;
-        if self.in_per_group() == 1 {
+        if self.in_per_group() == 1 && self.window() <= MAX_SHARED / size_of::<f32>() {
             Kernel::ConvDepthwise
         } else if (config.kernel, config.stride, config.padding) == ((1, 1), (1, 1), (0, 0)) {
             Kernel::ConvPointwise

@@ -162,6 +162,20 @@ fn the_kernel_follows_the_shape() {
     assert_eq!(kernel(ConvConfig { stride: (2, 2), ..one }, (8, 8)), Kernel::ConvGemm);
 }
 
+/// Of one channel a group, kernels lie in shared memory; more than fit there are matrix products.
+#[test]
+fn large_windows_are_matrix_products() {
+    let config = ConvConfig { kernel: (91, 91), padding: (45, 45), groups: 8, ..SQUARE };
+    let shape = shape(2, (8, 8), (9, 9), config);
+    let conv = Conv { shape: &shape, element: Element::F32, per_sample: true, aligned: false };
+    assert_eq!(conv.forward(Tail::default()).unwrap().kernel, Kernel::ConvGemm);
+    assert_eq!(conv.grad_input().unwrap().kernel, Kernel::ConvGradInput);
+    let small = ConvShape { config: ConvConfig { kernel: (90, 90), ..config }, ..shape };
+    let conv = Conv { shape: &small, ..conv };
+    assert_eq!(conv.forward(Tail::default()).unwrap().kernel, Kernel::ConvDepthwise);
+    assert_eq!(conv.grad_input().unwrap().kernel, Kernel::ConvDepthwiseGradInput);
+}
+
 #[test]
 fn what_does_not_fit_is_named() {
     let route = |channels| Route {

@@ -3,8 +3,8 @@
 use candle_core::{D, DType, Result, Tensor, bail};
 use candle_nn::ops::softmax;
 use dyconv_kernels::{
-    BatchNorm, ConvConfig, Mixing, Routing, conv_transpose2d, dynamic_conv2d, max_pool2d, route, scale_shift, sigmoid,
-    silu, upsample_nearest2d,
+    BatchNorm, ConvConfig, Mixing, Routing, conv_transpose2d, dynamic_conv2d, max_pool2d, reference, route,
+    scale_shift, sigmoid, silu, upsample_nearest2d,
 };
 
 use super::{Model, decode};
@@ -92,7 +92,7 @@ fn run_route<'a>(x: &Tensor, op: &RouteOp, param: impl Fn(ParamId) -> &'a Tensor
             Ok(route(x, param(weight), param(bias), routing)?)
         }
         RouteOp::Attention { squeeze, weight, bias, temperature } => {
-            let pooled = x.mean((2, 3))?;
+            let pooled = reference::average(x)?;
             let hidden = pooled.matmul(&param(squeeze).flatten_from(1)?.t()?)?.relu()?;
             let logits = hidden.matmul(&param(weight).flatten_from(1)?.t()?)?.broadcast_add(param(bias))?;
             Ok(Routing::Softmax { temperature }.activate(&logits)?)
