@@ -182,6 +182,29 @@ fn a_network_learns_a_few_pictures_by_heart() {
     Model::from_weights(Graph::new(&config).unwrap(), &weights, &Device::Cpu, DType::F32).unwrap();
 }
 
+/// A number of anchors instead of their sizes, from the network's YAML or the hyper-parameters, is placeholders that begin with 0.
+#[test]
+fn weights_of_a_mere_number_of_anchors_are_read_again() {
+    let place = Place::new(9, "Detect, [nc, anchors]");
+    let yaml = fs::read_to_string(place.folder.path().join("network.yaml")).unwrap();
+    let (start_of_lists, end_of_lists) = (yaml.find("anchors:").unwrap(), yaml.find("dynamic:").unwrap());
+    let number = format!("{}anchors: 3\n{}", &yaml[..start_of_lists], &yaml[end_of_lists..]);
+    fs::write(place.folder.path().join("network.yaml"), number).unwrap();
+    for (name, anchors, count) in [("network", None, 3), ("hyp", Some(5.0), 5)] {
+        let mut options = place.options(name);
+        options.epochs = 1;
+        options.noautoanchor = true;
+        let hyp = Hyp { anchors, ..Hyp::default() };
+        assert!(matches!(run(&mut start(options.clone(), hyp), None), Outcome::Finished(_)));
+        for file in ["weights/best.safetensors", "weights/last.safetensors"] {
+            let weights = Weights::open(options.save_dir.join(file)).unwrap();
+            let config = NetworkConfig::of_weights(&weights).unwrap();
+            assert_eq!(weights.shape("model.5.anchors"), Some(&[3, count, 2][..]), "{name} {file}");
+            Model::from_weights(Graph::new(&config).unwrap(), &weights, &Device::Cpu, DType::F32).unwrap();
+        }
+    }
+}
+
 #[test]
 fn masks_are_trained_and_judged() {
     let place = Place::new(9, "Segment, [nc, anchors, 8, 8]");

@@ -182,7 +182,12 @@ impl Learner {
         let rounded = |side: f64| (side * 1e6).round() / 1e6;
         let levels = self.anchors_in_pixels()?;
         let list = |level: Vec<[f64; 2]>| level.into_iter().flatten().map(rounded).collect();
-        config.anchors = Anchors::Lists(levels.into_iter().map(list).collect());
+        let lists: Vec<Vec<f64>> = levels.into_iter().map(list).collect();
+        // A mere number of anchors stands for placeholders, the first of which is 0: no size that a YAML may hold. The number
+        // stays then, and means the same shape; the values lie in the tensor.
+        if lists.iter().flatten().all(|side| *side > 0.0 && side.is_finite()) {
+            config.anchors = Anchors::Lists(lists);
+        }
         Ok(config)
     }
 
@@ -317,6 +322,21 @@ mod tests {
         assert!(yaml.contains("[8, 9.5, 40, 50]"), "{yaml}");
         let average = learner.average().param("model.2.anchors").unwrap().flatten_all().unwrap();
         assert_eq!(average.to_vec1::<f32>().unwrap(), [1.0, 1.1875, 5.0, 6.25]);
+    }
+
+    #[test]
+    fn a_mere_number_of_anchors_can_be_read_again() {
+        let config = NetworkConfig::parse("tiny", &YAML.replace("[[10, 13, 16, 30]]", "2")).unwrap();
+        let (mut learner, _) = Learner::new(&config, 1, None, true, &[], &Device::Cpu).unwrap();
+        assert_eq!(learner.anchors_in_pixels().unwrap(), [[[0.0, 1.0], [2.0, 3.0]]]);
+        let written = |learner: &Learner| learner.config().unwrap().to_yaml();
+        let read = NetworkConfig::parse("read", &written(&learner)).unwrap();
+        assert!(matches!(read.anchors, Anchors::Count(2)), "{:?}", read.anchors);
+        assert_eq!(Graph::new(&read).unwrap().params().len(), learner.graph().params().len());
+        // Once there are sizes, they are what is written.
+        learner.set_anchors(&[vec![[8.0, 9.5], [40.0, 50.0]]]).unwrap();
+        let read = NetworkConfig::parse("read", &written(&learner)).unwrap();
+        assert!(matches!(&read.anchors, Anchors::Lists(lists) if lists[0] == [8.0, 9.5, 40.0, 50.0]));
     }
 
     #[test]
