@@ -17,7 +17,7 @@ use yolo_core::weights::Weights;
 use yolo_train::Hyp;
 use yolo_train::loss::BoxLoss;
 use yolo_train::optim::{NOMINAL_BATCH, OptimizerKind};
-use yolo_train::trainer::{Event, Outcome, Stop, TrainOptions, Trainer};
+use yolo_train::trainer::{Event, Outcome, Stop, TrainOptions, Trainer, resume_command};
 
 use crate::predict::run_folder;
 use crate::predict::text::boolean;
@@ -187,9 +187,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     screen.finish();
     match outcome? {
         Outcome::Interrupted { folder, epoch, batch } => {
-            let folder = folder.display();
             eprintln!(
-                "interrupted: saved before batch {batch} of epoch {epoch}; go on with\n  yolo train --resume {folder}"
+                "interrupted: saved before batch {batch} of epoch {epoch}; go on with\n  {}",
+                resume_command(&folder)
             );
             Ok(ExitCode::from(INTERRUPTED))
         }

@@ -12,6 +12,7 @@
 
 mod anchors;
 mod checkpoint;
+mod command;
 mod epoch;
 mod evaluate;
 mod events;
@@ -32,6 +33,7 @@ use std::time::Instant;
 use candle_core::{DType, Device};
 use yolo_core::weights::{NetworkMetadata, Weights};
 
+pub use self::command::resume_command;
 pub use self::events::{BatchReport, Event, Listener};
 pub use self::options::TrainOptions;
 
@@ -134,7 +136,7 @@ impl Trainer {
             let good = ["last", "best"].map(|name| self.file(name)).into_iter().find(|file| file.is_file());
             let rest = match good {
                 _ if state.is_file() => {
-                    format!("the run goes on from its last save with --resume {}", self.options.save_dir.display())
+                    format!("the run goes on from its last save with {}", resume_command(&self.options.save_dir))
                 }
                 Some(good) => format!("the last good weights are in {}", good.display()),
                 None => "nothing was saved yet".to_owned(),
