@@ -141,6 +141,26 @@ fn a_killed_run_is_resumed() {
     assert!(err.contains("the run is finished"), "{err}");
 }
 
+/// Images are those with a label file, backgrounds those without one or with an empty one.
+#[test]
+fn pictures_are_counted_as_val_counts_them() {
+    let place = Place::new();
+    let mut labels: Vec<_> =
+        fs::read_dir(place.at("shapes/labels/train")).unwrap().map(|entry| entry.unwrap().path()).collect();
+    labels.sort();
+    let all = labels.len();
+    fs::remove_file(&labels[0]).unwrap();
+    fs::write(&labels[1], "").unwrap();
+    let filled = labels[2..].iter().filter(|label| !fs::read_to_string(label).unwrap().trim().is_empty()).count();
+    let counts = format!("{} images, {} backgrounds, 0 corrupt", all - 1, all - filled);
+    let (out, _) = lines(&place.yolo(&place.training(&["--noplots", "--epochs", "1"])), 0);
+    assert!(out.contains(&format!("train: {counts}\n")), "{counts}: {out}");
+    let best = "runs/train/exp/weights/best.safetensors";
+    let measure = ["val", "--data", "shapes/data.yaml", "--weights", best, "--task", "train", "--noplots"];
+    let (out, _) = lines(&place.yolo(&[&measure[..], &["--device", "cpu"]].concat()), 0);
+    assert!(out.contains(&format!("train: shapes/data.yaml: {counts}\n")), "{counts}: {out}");
+}
+
 #[test]
 fn what_cannot_be_trained_is_told_and_leaves_nothing() {
     let place = Place::new();

@@ -298,7 +298,8 @@ fn open_loader(
     listener(Event::Notice(format!(
         "{}: {} images, {} backgrounds, {} corrupt{from}",
         split.name(),
-        loader.labels().len(),
+        // As YOLOv5: those with a label file, even an empty one.
+        counts.found,
         counts.missing + counts.empty,
         counts.corrupt
     )));
