@@ -120,9 +120,9 @@ fn a_killed_run_is_resumed() {
     let place = Place::new();
     let uncut = place.training(&["--noplots", "--epochs", "12", "--name", "uncut"]);
     lines(&place.yolo(&uncut), 0);
-    let cut = place.training(&["--noplots", "--epochs", "12", "--name", "cut"]);
+    let cut = place.training(&["--noplots", "--epochs", "12", "--project", "work/my rüns", "--name", "cut"]);
     let mut child = place.command(&cut).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
-    let state = place.at("runs/train/cut/weights/resume.safetensors");
+    let state = place.at("work/my rüns/cut/weights/resume.safetensors");
     let start = Instant::now();
     while !state.is_file() && child.try_wait().unwrap().is_none() {
         assert!(start.elapsed() < Duration::from_secs(60), "no save within a minute");
@@ -132,12 +132,12 @@ fn a_killed_run_is_resumed() {
     assert!(!child.wait().unwrap().success() && state.is_file(), "the run was over before it was killed");
 
     let (out, _) = lines(&place.yolo(&["train", "--resume"]), 0);
-    assert!(out.starts_with("Resuming training from runs/train/cut\n"), "{out}");
+    assert!(out.starts_with("Resuming training from work/my rüns/cut\n"), "{out}");
     for file in ["results.csv", "weights/last.safetensors", "weights/best.safetensors"] {
-        let read = |run: &str| fs::read(place.at("runs/train").join(run).join(file)).unwrap();
-        assert!(read("cut") == read("uncut"), "{file} differs");
+        let read = |run: &str| fs::read(place.at(run).join(file)).unwrap();
+        assert!(read("work/my rüns/cut") == read("runs/train/uncut"), "{file} differs");
     }
-    let (_, err) = lines(&place.yolo(&["train", "--resume", "runs/train/cut"]), 2);
+    let (_, err) = lines(&place.yolo(&["train", "--resume", "work/my rüns/cut"]), 2);
     assert!(err.contains("the run is finished"), "{err}");
 }
 

@@ -1,11 +1,11 @@
 //! `yolo train`: YOLOv5's train.py and segment/train.py.
 
+mod latest;
 mod screen;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use anyhow::{Context, bail};
 use clap::ArgAction;
@@ -22,6 +22,7 @@ use yolo_train::trainer::{Event, Outcome, Stop, TrainOptions, Trainer, resume_co
 use crate::predict::run_folder;
 use crate::predict::text::boolean;
 use crate::{device, fetch};
+use latest::latest;
 use screen::Screen;
 
 /// Exit status after Ctrl-C, as shells have it.
@@ -70,7 +71,8 @@ pub(crate) struct Args {
     #[arg(long)]
     rect: bool,
 
-    /// Go on with a run that was cut: its folder or a file of its weights; without one, the latest
+    /// Go on with a run that was cut: its folder or a file of its weights; without one, the latest in the working directory (or
+    /// in --project)
     #[arg(long, num_args = 0..=1, value_name = "RUN")]
     resume: Option<Option<PathBuf>>,
 
@@ -233,7 +235,7 @@ fn begin(args: &Args, screen: &mut Screen) -> anyhow::Result<Trainer> {
 fn resume(args: &Args, run: Option<&Path>, screen: &mut Screen) -> anyhow::Result<Trainer> {
     let run = match run {
         Some(run) => run.to_path_buf(),
-        None => latest(args.project.as_deref().unwrap_or(Path::new("runs")))?,
+        None => latest(args.project.as_deref())?,
     };
     println!("Resuming training from {}", run.display());
     let mut problem = None;
@@ -250,17 +252,6 @@ fn resume(args: &Args, run: Option<&Path>, screen: &mut Screen) -> anyhow::Resul
         (Err(_), Some(problem)) => Err(problem),
         (trainer, _) => Ok(trainer?),
     }
-}
-
-/// The run below `folder` that was saved last and is not finished.
-fn latest(folder: &Path) -> anyhow::Result<PathBuf> {
-    let pattern = folder.join("**").join("weights").join("resume.safetensors");
-    let found = glob::glob(&pattern.to_string_lossy()).context("--resume")?.filter_map(Result::ok);
-    let saved =
-        |file: &PathBuf| file.metadata().and_then(|metadata| metadata.modified()).unwrap_or(SystemTime::UNIX_EPOCH);
-    let latest = found.max_by_key(saved);
-    let run = latest.as_deref().and_then(Path::parent).and_then(Path::parent).map(Path::to_path_buf);
-    run.with_context(|| format!("--resume: no run below {} was cut; name its folder", folder.display()))
 }
 
 fn options(args: &Args, weights: Option<PathBuf>) -> anyhow::Result<TrainOptions> {
