@@ -13,7 +13,7 @@ mod stdout;
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 /// YOLOv5 with dynamic convolution, without Python.
 #[derive(Debug, Parser)]
@@ -48,21 +48,24 @@ fn end_with_the_reader() {
 
 fn main() -> ExitCode {
     allocator::keep_pages();
-    let cli = Cli::parse();
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut Cli::command()).exit());
     // `predict` finishes what it has begun, and tells by its status.
     #[cfg(unix)]
     if !matches!(cli.command, Command::Predict(_)) {
         end_with_the_reader();
     }
-    let outcome =
-        yolo_core::plan::check_instruction_set().map_err(anyhow::Error::from).and_then(|()| run(&cli.command));
+    let outcome = yolo_core::plan::check_instruction_set()
+        .map_err(anyhow::Error::from)
+        .and_then(|()| run(&cli.command, &matches));
     outcome.unwrap_or_else(|error| {
         eprintln!("error: {error:#}");
         ExitCode::from(2)
     })
 }
 
-fn run(command: &Command) -> anyhow::Result<ExitCode> {
+/// `matches` tells what was written on the command line from what is only the default.
+fn run(command: &Command, matches: &ArgMatches) -> anyhow::Result<ExitCode> {
     match command {
         Command::Benchmark(args) => commands::benchmark::run(args),
         Command::Convert(args) => commands::convert::run(args),
@@ -71,7 +74,7 @@ fn run(command: &Command) -> anyhow::Result<ExitCode> {
         Command::Forward(args) => commands::forward::run(args),
         Command::Predict(args) => commands::predict::run(args),
         Command::Summary(args) => commands::summary::run(args),
-        Command::Train(args) => commands::train::run(args),
+        Command::Train(args) => commands::train::run(args, matches.subcommand().map(|(_, matches)| matches)),
         Command::Val(args) => commands::val::run(args),
     }
 }

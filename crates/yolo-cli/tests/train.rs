@@ -131,13 +131,21 @@ fn a_killed_run_is_resumed() {
     child.kill().unwrap();
     assert!(!child.wait().unwrap().success() && state.is_file(), "the run was over before it was killed");
 
-    let (out, _) = lines(&place.yolo(&["train", "--resume"]), 0);
+    // What the run began with counts; of the rest, only where to compute.
+    let flags = ["--epochs", "1", "--batch", "2", "--imgsz", "96", "--device", "cpu"];
+    let (out, err) = lines(&place.yolo(&[&["train", "--resume"], &flags[..]].concat()), 0);
+    assert_eq!(
+        err.lines().next(),
+        Some("warning: --resume goes on with the run's own options: --epochs, --batch-size and --imgsz are ignored")
+    );
     assert!(out.starts_with("Resuming training from work/my rüns/cut\n"), "{out}");
     for file in ["results.csv", "weights/last.safetensors", "weights/best.safetensors"] {
         let read = |run: &str| fs::read(place.at(run).join(file)).unwrap();
         assert!(read("work/my rüns/cut") == read("runs/train/uncut"), "{file} differs");
     }
-    let (_, err) = lines(&place.yolo(&["train", "--resume", "work/my rüns/cut"]), 2);
+    let again = ["train", "--resume", "work/my rüns/cut", "--device", "cpu", "--project", "work"];
+    let (_, err) = lines(&place.yolo(&again), 2);
+    assert!(err.contains("--project is ignored"), "{err}");
     assert!(err.contains("the run is finished"), "{err}");
 }
 

@@ -8,8 +8,9 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use anyhow::{Context, bail};
-use clap::ArgAction;
 use clap::builder::RangedU64ValueParser;
+use clap::parser::ValueSource;
+use clap::{ArgAction, ArgMatches, Args as _};
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 use yolo_core::NetworkConfig;
@@ -173,14 +174,20 @@ pub(crate) struct Args {
     no_overlap: bool,
 }
 
-/// Runs the command.
+/// Runs the command; `matches` are what `args` were read from.
 ///
 /// # Errors
 /// Whatever keeps the run from starting, a loss that is no number, and files that cannot be written.
-pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(args: &Args, matches: Option<&ArgMatches>) -> anyhow::Result<ExitCode> {
     let mut screen = Screen::default();
     let mut trainer = match &args.resume {
-        Some(run) => resume(args, run.as_deref(), &mut screen)?,
+        Some(run) => {
+            let ignored = matches.map(|matches| beside_resume(matches, run.is_none())).unwrap_or_default();
+            if let Some(sentence) = ignored_flags(&ignored) {
+                screen.show(&Event::Warning(sentence));
+            }
+            resume(args, run.as_deref(), &mut screen)?
+        }
         None => begin(args, &mut screen)?,
     };
     let stop = Stop::default();
@@ -252,6 +259,24 @@ fn resume(args: &Args, run: Option<&Path>, screen: &mut Screen) -> anyhow::Resul
         (Err(_), Some(problem)) => Err(problem),
         (trainer, _) => Ok(trainer?),
     }
+}
+
+/// Flags of the command line that a resumed run does not heed. `bare` is a `--resume` that names no run: it is looked for below
+/// --project.
+fn beside_resume(matches: &ArgMatches, bare: bool) -> Vec<String> {
+    let given = |arg: &clap::Arg| matches.value_source(arg.get_id().as_str()) == Some(ValueSource::CommandLine);
+    let heeded = |flag: &str| matches!(flag, "resume" | "device") || (bare && flag == "project");
+    let command = Args::augment_args(clap::Command::new("train"));
+    let flags = command.get_arguments().filter(|arg| given(arg)).filter_map(clap::Arg::get_long);
+    flags.filter(|flag| !heeded(flag)).map(|flag| format!("--{flag}")).collect()
+}
+
+/// What is told about them.
+fn ignored_flags(flags: &[String]) -> Option<String> {
+    let (last, others) = flags.split_last()?;
+    let names = if others.is_empty() { last.clone() } else { format!("{} and {last}", others.join(", ")) };
+    let verb = if others.is_empty() { "is" } else { "are" };
+    Some(format!("--resume goes on with the run's own options: {names} {verb} ignored"))
 }
 
 fn options(args: &Args, weights: Option<PathBuf>) -> anyhow::Result<TrainOptions> {
