@@ -99,8 +99,8 @@ impl Trainer {
                 listener(Event::Warning("no tensor of the weights fits the network: it starts from scratch".into()));
             }
         }
-        if !learner.frozen().is_empty() {
-            listener(Event::Notice(format!("freezing {}", learner.frozen().join(", "))));
+        for name in learner.frozen() {
+            listener(Event::Notice(format!("freezing {name}")));
         }
         if learner.parameters().is_empty() {
             return Err(Error::Argument {
