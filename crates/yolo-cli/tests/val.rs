@@ -211,8 +211,20 @@ fn what_cannot_be_done_is_a_sentence() {
     told(&["--max-det", "0"], "max_det");
     fs::write(place.at("two.yaml"), "path: set\nval: images/val\nnames: [cat, dog]\n").unwrap();
     told(&["--data", "two.yaml"], "the network has 3 classes, two.yaml has 2");
+    told(&["--save-json", "--annotations", "nope.json"], "--annotations nope.json: ");
+    told(&["--save-json", "--annotations", "set"], "--annotations set: this is a folder");
+    assert_eq!(place.listing("runs"), ["(no folder)"], "a run began though its annotations cannot be read");
     fs::write(place.at("none.json"), r#"{"images": [], "annotations": []}"#).unwrap();
     told(&["--noplots", "--save-json", "--annotations", "none.json"], "none of the pictures is in it, such as 1");
+}
+
+#[test]
+fn annotations_that_nothing_is_compared_with_are_told() {
+    let place = Place::new();
+    let (_, err) = place.run(&["--noplots", "--annotations", "nope.json"], 0);
+    assert_eq!(err, "warning: --annotations has no effect without --save-json\n");
+    let (_, err) = place.run(&["--task", "speed", "--save-json", "--annotations", "nope.json"], 0);
+    assert_eq!(err, "warning: --annotations has no effect with --task speed\n");
 }
 
 #[test]

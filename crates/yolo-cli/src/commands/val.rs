@@ -2,6 +2,7 @@
 
 mod files;
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -164,6 +165,7 @@ impl Task {
 /// Whatever keeps the run from starting or ending, and results that cannot be written.
 pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let console = Console::new(Lines::Stdout, 0);
+    check_annotations(args, &console)?;
     let device = device::open(&args.device)?;
     let (mut network, named, trained) = load(args, &device, &console)?;
     let imgsz = args.imgsz.or(trained).unwrap_or(640);
@@ -307,6 +309,22 @@ fn options(args: &Args, coco: Option<Vec<u64>>) -> Options {
 fn wants_json(args: &Args) -> bool {
     let coco = args.data.file_name().is_some_and(|name| name == "coco.yaml");
     args.task != Task::Speed && (args.save_json || coco)
+}
+
+/// Before a run that may take hours: what --annotations names is read only after it.
+fn check_annotations(args: &Args, console: &Console) -> anyhow::Result<()> {
+    let Some(file) = &args.annotations else { return Ok(()) };
+    if !wants_json(args) {
+        let reason = if args.task == Task::Speed { "with --task speed" } else { "without --save-json" };
+        console.problem(&format!("warning: --annotations has no effect {reason}"));
+        return Ok(());
+    }
+    let context = || format!("--annotations {}: COCO's annotations cannot be read", file.display());
+    File::open(file).with_context(context)?;
+    if file.is_dir() {
+        bail!("--annotations {}: this is a folder, expected a .json file of COCO's annotations", file.display());
+    }
+    Ok(())
 }
 
 /// The numbers that go into a results file: COCO's own for COCO, else those of the labels.
