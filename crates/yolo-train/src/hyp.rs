@@ -1,8 +1,15 @@
 //! Hyper-parameters under YOLOv5's names.
 
-use serde::{Deserialize, Serialize};
+use std::path::Path;
 
+use serde::{Deserialize, Serialize};
+use serde_yaml::{Mapping, Value};
+
+use crate::yaml::{read_map, show};
 use crate::{Error, Result};
+
+/// Keys that a file may leave out.
+const OPTIONAL: [&str; 4] = ["fl_gamma", "label_smoothing", "copy_paste", "anchors"];
 
 /// Hyper-parameters of training and augmentation. Fields carry the keys of YOLOv5's files; what a file leaves out is 0 for
 /// `fl_gamma`, `copy_paste` and `label_smoothing`, and an error else.
@@ -103,8 +110,25 @@ impl Hyp {
             "no-augmentation" => return Ok(low.without_augmentation()),
             _ => {}
         }
-        let text = std::fs::read_to_string(name).map_err(|cause| Error::io(name, cause))?;
-        serde_yaml::from_str(&text).map_err(|problem| Error::data(name, format!("hyper-parameters: {problem}")))
+        let file = Path::new(name);
+        let map = read_map(file, "a file of hyper-parameters (expected lr0, momentum and the others, each a number)")?;
+        Self::of(&map).map_err(|problem| Error::data(file, format!("hyper-parameters: {problem}")))
+    }
+
+    /// Reads the values of all keys that are known.
+    fn of(map: &Mapping) -> Result<Self, String> {
+        let mut values = Mapping::new();
+        for key in keys() {
+            match map.get(&key) {
+                Some(value @ Value::Number(_)) => {
+                    values.insert(key.into(), value.clone());
+                }
+                None | Some(Value::Null) if OPTIONAL.contains(&key.as_str()) => {}
+                None => return Err(format!("`{key}` is missing, expected a number")),
+                Some(other) => return Err(format!("`{key}` is {}, expected a number", show(other))),
+            }
+        }
+        serde_yaml::from_value(Value::Mapping(values)).map_err(|problem| problem.to_string())
     }
 
     /// The same without any change of the pictures.
@@ -130,6 +154,13 @@ impl Hyp {
     }
 }
 
+/// All keys, in the order in which they are written.
+fn keys() -> Vec<String> {
+    let all = serde_yaml::to_value(Hyp { anchors: Some(0.0), ..Hyp::default() });
+    let Ok(Value::Mapping(map)) = all else { return Vec::new() };
+    map.keys().filter_map(Value::as_str).map(str::to_owned).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -143,8 +174,40 @@ mod tests {
         assert!(text.contains("\nbox: 0.05"));
         std::fs::write(&file, &text).unwrap();
         assert_eq!(Hyp::open(file.to_str().unwrap()).unwrap(), hyp);
-        std::fs::write(&file, text.replace("lr0: 0.02", "lr0: fast")).unwrap();
+    }
+
+    /// What is told of the set `low` with a change.
+    fn refused(old: &str, new: &str) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hyp.yaml");
+        let text = serde_yaml::to_string(&Hyp::default()).unwrap();
+        assert!(text.contains(old), "{text}");
+        std::fs::write(&file, text.replace(old, new)).unwrap();
         let error = Hyp::open(file.to_str().unwrap()).unwrap_err().to_string();
-        assert!(error.contains("hyp.yaml") && error.contains("lr0"), "{error}");
+        assert!(error.starts_with(&format!("{}: ", file.display())), "{error}");
+        error
+    }
+
+    #[test]
+    fn what_is_no_number_is_told_by_its_key() {
+        assert!(refused("lr0: 0.01", "lr0: fast").ends_with("hyper-parameters: `lr0` is fast, expected a number"));
+        assert!(refused("box: 0.05", "box: [1]").ends_with("`box` is [1], expected a number"));
+        assert!(refused("box: 0.05", "box:").ends_with("`box` is null, expected a number"));
+        assert!(refused("box: 0.05", "").ends_with("`box` is missing, expected a number"));
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hyp.yaml");
+        std::fs::write(&file, "a word").unwrap();
+        let error = Hyp::open(file.to_str().unwrap()).unwrap_err().to_string();
+        assert!(error.contains("it is a word, not a map of keys to values"), "{error}");
+    }
+
+    #[test]
+    fn what_may_be_left_out_is_none_or_0() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hyp.yaml");
+        let text = serde_yaml::to_string(&Hyp::default()).unwrap();
+        let kept = |line: &&str| !OPTIONAL.iter().any(|key| line.starts_with(key));
+        std::fs::write(&file, text.lines().filter(kept).collect::<Vec<_>>().join("\n")).unwrap();
+        assert_eq!(Hyp::open(file.to_str().unwrap()).unwrap(), Hyp::default());
     }
 }

@@ -12,6 +12,7 @@ pub mod optim;
 pub mod plots;
 pub mod trainer;
 pub mod validate;
+mod yaml;
 
 pub use error::{Error, Result};
 pub use hyp::Hyp;

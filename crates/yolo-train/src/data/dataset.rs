@@ -1,10 +1,8 @@
 //! A data set's YAML: where its pictures lie and what its classes are called.
 
-use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
 
-use serde::Deserialize;
-
+use super::document::{Document, Names};
 use crate::{Error, Result};
 
 /// Endings of picture files that are looked for: those of YOLOv5 that can be read here.
@@ -47,52 +45,6 @@ pub struct DatasetConfig {
     root: PathBuf,
 }
 
-#[derive(Deserialize)]
-struct Document {
-    path: Option<String>,
-    train: Option<OneOrMany>,
-    val: Option<OneOrMany>,
-    test: Option<OneOrMany>,
-    names: Option<Names>,
-    nc: Option<usize>,
-    download: Option<serde_yaml::Value>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum OneOrMany {
-    One(String),
-    Many(Vec<String>),
-}
-
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Names {
-    List(Vec<Name>),
-    Map(BTreeMap<usize, Name>),
-}
-
-/// A class may be called 7 or true, which YAML does not take for text.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum Name {
-    Text(String),
-    Whole(i64),
-    Number(f64),
-    Truth(bool),
-}
-
-impl Name {
-    fn text(&self) -> String {
-        match self {
-            Self::Text(text) => text.clone(),
-            Self::Whole(number) => number.to_string(),
-            Self::Number(number) => number.to_string(),
-            Self::Truth(truth) => truth.to_string(),
-        }
-    }
-}
-
 impl DatasetConfig {
     /// Reads a data set's YAML: `path`, `train`, `val`, `test` (each a folder, a list file or several of them), `names` (list
     /// or map), `nc`.
@@ -104,22 +56,12 @@ impl DatasetConfig {
     /// Where the file cannot be read or is no YAML of a data set, its names do not number `nc`, or its `path` is nowhere.
     pub fn open(file: impl AsRef<Path>) -> Result<Self> {
         let file = file.as_ref();
-        let text = std::fs::read_to_string(file).map_err(|cause| Error::io(file, cause))?;
-        let document: Document = serde_yaml::from_str(&text).map_err(|problem| {
-            Error::data(file, format!("not a data set's YAML (expected path, train, val, names): {problem}"))
-        })?;
+        let document = Document::open(file)?;
         let classes = class_names(file, document.names, document.nc)?;
-        let hint = if document.download.is_some() {
-            "; the YAML's `download` is not run here: fetch the data set by hand"
-        } else {
-            ""
-        };
+        let hint =
+            if document.download { "; the YAML's `download` is not run here: fetch the data set by hand" } else { "" };
         let root = find_root(file, document.path.as_deref(), hint)?;
-        let mut sources = [document.train, document.val, document.test].map(|source| match source {
-            None => Vec::new(),
-            Some(OneOrMany::One(path)) => vec![PathBuf::from(path)],
-            Some(OneOrMany::Many(paths)) => paths.into_iter().map(PathBuf::from).collect(),
-        });
+        let mut sources = document.sources;
         for source in sources.iter_mut().flatten() {
             *source = resolve(&root, source);
         }
@@ -212,16 +154,16 @@ fn class_names(file: &Path, names: Option<Names>, nc: Option<usize>) -> Result<V
     }
     match names {
         None => Ok((0..count).map(|class| format!("class{class}")).collect()),
-        Some(Names::List(list)) => Ok(list.iter().map(Name::text).collect()),
+        Some(Names::List(list)) => Ok(list),
         Some(Names::Map(map)) => {
-            if let Some((expected, &got)) = map.keys().enumerate().find(|(expected, got)| expected != *got) {
+            if let Some((expected, (got, _))) = (0u64..).zip(&map).find(|(expected, (got, _))| expected != got) {
                 let problem = format!(
                     "the keys of `names` must be 0 to {} without a gap: {expected} is missing, {got} is there",
                     count - 1
                 );
                 return Err(Error::data(file, problem));
             }
-            Ok(map.values().map(Name::text).collect())
+            Ok(map.into_iter().map(|(_, name)| name).collect())
         }
     }
 }

@@ -8,6 +8,7 @@ pub mod batch;
 mod cache;
 pub mod coco;
 pub mod dataset;
+mod document;
 pub mod fill;
 pub mod labels;
 pub mod loader;
