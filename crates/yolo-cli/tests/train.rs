@@ -178,6 +178,13 @@ fn what_cannot_be_trained_is_told_and_leaves_nothing() {
     told(&["--data", "nothing.yaml"], "nothing.yaml: ");
     told(&["--cfg", "nothing"], "no built-in network of that name");
     told(&["--weights", "", "--cfg", "tiny.yaml", "--hyp", "none.yaml"], "none.yaml: ");
+    let low = "lr0: 0.01\nlrf: 0.01\nmomentum: 0.937\nweight_decay: 0.0005\nwarmup_epochs: 3\nwarmup_momentum: 0.8\n\
+        warmup_bias_lr: 0.1\nbox: 0.05\ncls: 0.5\ncls_pw: 1\nobj: 1\nobj_pw: 1\niou_t: 0.2\nanchor_t: 4\nhsv_h: 0\nhsv_s: 0\n\
+        hsv_v: 0\ndegrees: 0\ntranslate: 0\nscale: 0\nshear: 0\nperspective: 0\nflipud: 0\nfliplr: 0.5\nmixup: 0\n";
+    fs::write(place.at("hyp.yaml"), format!("{low}mosaic: 2\n")).unwrap();
+    told(&["--hyp", "hyp.yaml"], "hyp.yaml: hyper-parameters: `mosaic` is 2, expected a probability, from 0 to 1");
+    fs::write(place.at("hyp.yaml"), format!("{low}mosaic: 0\nmosiac: 1\n")).unwrap();
+    told(&["--hyp", "hyp.yaml", "--epochs", "0"], "warning: hyp.yaml: `mosiac` is not one of the hyper-parameters");
     told(&["--batch-size", "0"], "--batch-size 0: ");
     told(&["--box-loss", "iou"], "expected one of ciou, diou");
     told(&["--epochs", "0"], "epochs: ");

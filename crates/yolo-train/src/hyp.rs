@@ -52,7 +52,7 @@ pub struct Hyp {
     pub mixup: f64,
     #[serde(default)]
     pub copy_paste: f64,
-    /// Anchors a level for a new set of anchors; none keeps the network's.
+    /// Anchors a level for a new set of anchors; none or 0 keeps the network's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub anchors: Option<f64>,
 }
@@ -96,11 +96,11 @@ impl Default for Hyp {
 }
 
 impl Hyp {
-    /// A built-in set, `low`, `med`, `high` or `no-augmentation`; or a YAML file.
+    /// A built-in set, `low`, `med`, `high` or `no-augmentation`; or a YAML file. `warn` is told of keys that are not known.
     ///
     /// # Errors
-    /// Where the file cannot be read, lacks a key or has a value that is no number.
-    pub fn open(name: &str) -> Result<Self> {
+    /// Where the file cannot be read, lacks a key or has a value that is no number or cannot be meant.
+    pub fn open(name: &str, warn: &mut dyn FnMut(String)) -> Result<Self> {
         let low = Self::default();
         let med = Self { lrf: 0.1, cls: 0.3, obj: 0.7, scale: 0.9, mixup: 0.1, ..low.clone() };
         match name {
@@ -112,7 +112,93 @@ impl Hyp {
         }
         let file = Path::new(name);
         let map = read_map(file, "a file of hyper-parameters (expected lr0, momentum and the others, each a number)")?;
-        Self::of(&map).map_err(|problem| Error::data(file, format!("hyper-parameters: {problem}")))
+        let hyp = Self::of(&map).and_then(|hyp| hyp.check().map(|()| hyp));
+        let hyp = hyp.map_err(|problem| Error::data(file, format!("hyper-parameters: {problem}")))?;
+        let known = keys();
+        for key in map.keys().filter(|key| !known.iter().any(|known| key.as_str() == Some(known))) {
+            warn(format!("{name}: `{}` is not one of the hyper-parameters: it has no effect", show(key)));
+        }
+        Ok(hyp)
+    }
+
+    /// Refuses what cannot be meant, such as a probability above 1.
+    ///
+    /// # Errors
+    /// The key, its value, and what was expected.
+    pub fn check(&self) -> Result<(), String> {
+        let fail = |key, value, expected| Err(format!("`{key}` is {value}, expected {expected}"));
+        let positive =
+            [("lr0", self.lr0), ("anchor_t", self.anchor_t), ("cls_pw", self.cls_pw), ("obj_pw", self.obj_pw)];
+        for (key, value) in positive {
+            if !(value > 0.0 && value.is_finite()) {
+                return fail(key, value, "a number above 0");
+            }
+        }
+        let not_negative = [
+            ("lrf", self.lrf),
+            ("weight_decay", self.weight_decay),
+            ("warmup_epochs", self.warmup_epochs),
+            ("warmup_bias_lr", self.warmup_bias_lr),
+            ("box", self.box_gain),
+            ("cls", self.cls),
+            ("obj", self.obj),
+            ("fl_gamma", self.fl_gamma),
+        ];
+        for (key, value) in not_negative {
+            if !(value >= 0.0 && value.is_finite()) {
+                return fail(key, value, "a number of at least 0");
+            }
+        }
+        let below_1 = [
+            ("momentum", self.momentum),
+            ("warmup_momentum", self.warmup_momentum),
+            ("label_smoothing", self.label_smoothing),
+        ];
+        for (key, value) in below_1 {
+            if !(0.0..1.0).contains(&value) {
+                return fail(key, value, "0 to below 1");
+            }
+        }
+        let probabilities = [
+            ("flipud", self.flipud),
+            ("fliplr", self.fliplr),
+            ("mosaic", self.mosaic),
+            ("mixup", self.mixup),
+            ("copy_paste", self.copy_paste),
+        ];
+        for (key, value) in probabilities {
+            if !(0.0..=1.0).contains(&value) {
+                return fail(key, value, "a probability, from 0 to 1");
+            }
+        }
+        let strengths = [
+            ("iou_t", self.iou_t),
+            ("hsv_h", self.hsv_h),
+            ("hsv_s", self.hsv_s),
+            ("hsv_v", self.hsv_v),
+            ("degrees", self.degrees),
+            ("translate", self.translate),
+            ("scale", self.scale),
+            ("shear", self.shear),
+            ("perspective", self.perspective),
+        ];
+        for (key, value) in strengths {
+            if !value.is_finite() {
+                return fail(key, value, "a number");
+            }
+        }
+        match self.anchors {
+            Some(count) if count != 0.0 && !(1.0..=64.0).contains(&count.round_ties_even()) => {
+                fail("anchors", count, "a number from 1 to 64, or 0 for those of the network")
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Anchors a level that replace those of the network.
+    pub(crate) fn anchor_count(&self) -> Option<usize> {
+        // As Python rounds; whole and small after `check`.
+        self.anchors.map(|count| count.round_ties_even() as usize).filter(|count| *count > 0)
     }
 
     /// Reads the values of all keys that are known.
@@ -165,6 +251,11 @@ fn keys() -> Vec<String> {
 mod tests {
     use super::*;
 
+    /// Nothing is told of it.
+    fn open(file: &Path) -> Result<Hyp> {
+        Hyp::open(file.to_str().unwrap(), &mut |warning| panic!("{warning}"))
+    }
+
     #[test]
     fn a_file_is_read_as_it_was_written() {
         let hyp = Hyp { lr0: 0.02, mixup: 0.3, ..Hyp::default() };
@@ -173,7 +264,7 @@ mod tests {
         let text = serde_yaml::to_string(&hyp).unwrap();
         assert!(text.contains("\nbox: 0.05"));
         std::fs::write(&file, &text).unwrap();
-        assert_eq!(Hyp::open(file.to_str().unwrap()).unwrap(), hyp);
+        assert_eq!(open(&file).unwrap(), hyp);
     }
 
     /// What is told of the set `low` with a change.
@@ -183,7 +274,7 @@ mod tests {
         let text = serde_yaml::to_string(&Hyp::default()).unwrap();
         assert!(text.contains(old), "{text}");
         std::fs::write(&file, text.replace(old, new)).unwrap();
-        let error = Hyp::open(file.to_str().unwrap()).unwrap_err().to_string();
+        let error = open(&file).unwrap_err().to_string();
         assert!(error.starts_with(&format!("{}: ", file.display())), "{error}");
         error
     }
@@ -197,8 +288,47 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("hyp.yaml");
         std::fs::write(&file, "a word").unwrap();
-        let error = Hyp::open(file.to_str().unwrap()).unwrap_err().to_string();
+        let error = open(&file).unwrap_err().to_string();
         assert!(error.contains("it is a word, not a map of keys to values"), "{error}");
+    }
+
+    #[test]
+    fn what_cannot_be_meant_is_told_by_its_key() {
+        for key in ["flipud", "fliplr", "mosaic", "mixup", "copy_paste"] {
+            for value in ["2", "-0.1", "1.001", ".nan"] {
+                let text = serde_yaml::to_string(&Hyp::default()).unwrap();
+                let old = text.lines().find(|line| line.starts_with(key)).unwrap();
+                let error = refused(old, &format!("{key}: {value}"));
+                let value = value.replace(".nan", "NaN");
+                assert!(
+                    error.ends_with(&format!("`{key}` is {value}, expected a probability, from 0 to 1")),
+                    "{error}"
+                );
+            }
+        }
+        assert!(refused("scale: 0.5", "scale: .inf").ends_with("`scale` is inf, expected a number"));
+        assert!(refused("momentum: 0.937", "momentum: 1").ends_with("`momentum` is 1, expected 0 to below 1"));
+        assert!(
+            refused("mosaic: 1", "anchors: 65\nmosaic: 1").contains("`anchors` is 65, expected a number from 1 to 64")
+        );
+    }
+
+    #[test]
+    fn keys_that_are_not_known_are_told_and_yolov5s_are_known() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hyp.yaml");
+        let text = serde_yaml::to_string(&Hyp { anchors: Some(3.2), ..Hyp::default() }).unwrap();
+        std::fs::write(&file, &text).unwrap();
+        assert_eq!(open(&file).unwrap().anchor_count(), Some(3));
+        // YOLOv5: 0 to ignore.
+        std::fs::write(&file, text.replace("anchors: 3.2", "anchors: 0")).unwrap();
+        assert_eq!(open(&file).unwrap().anchor_count(), None);
+        std::fs::write(&file, format!("{text}mosiac: 0.5\n7: 1\n")).unwrap();
+        let mut told = Vec::new();
+        Hyp::open(file.to_str().unwrap(), &mut |warning| told.push(warning)).unwrap();
+        let sentence =
+            |key: &str| format!("{}: `{key}` is not one of the hyper-parameters: it has no effect", file.display());
+        assert_eq!(told, [sentence("mosiac"), sentence("7")]);
     }
 
     #[test]
@@ -208,6 +338,6 @@ mod tests {
         let text = serde_yaml::to_string(&Hyp::default()).unwrap();
         let kept = |line: &&str| !OPTIONAL.iter().any(|key| line.starts_with(key));
         std::fs::write(&file, text.lines().filter(kept).collect::<Vec<_>>().join("\n")).unwrap();
-        assert_eq!(Hyp::open(file.to_str().unwrap()).unwrap(), Hyp::default());
+        assert_eq!(open(&file).unwrap(), Hyp::default());
     }
 }

@@ -221,7 +221,7 @@ fn begin(args: &Args, screen: &mut Screen) -> anyhow::Result<Trainer> {
     };
     let segments = config.layers().last().is_some_and(|layer| layer.module == "Segment");
     let project = args.project.clone().unwrap_or_else(|| if segments { "runs/train-seg" } else { "runs/train" }.into());
-    let hyp = hyper_parameters(&args.hyp)?;
+    let hyp = hyper_parameters(&args.hyp, screen)?;
     let device = device::open(&args.device)?;
     let mut options = options(args, weights)?;
     println!("{}", arguments_line(args, &options, segments, &project));
@@ -324,7 +324,7 @@ fn options(args: &Args, weights: Option<PathBuf>) -> anyhow::Result<TrainOptions
 }
 
 /// Reads them; YOLOv5's own files are built in, and known by their names where there are none.
-fn hyper_parameters(name: &str) -> anyhow::Result<Hyp> {
+fn hyper_parameters(name: &str, screen: &mut Screen) -> anyhow::Result<Hyp> {
     let file = Path::new(name).file_name().map(|file| file.to_string_lossy().into_owned()).unwrap_or_default();
     let built_in = match file.as_str() {
         "hyp.scratch-low.yaml" => "low",
@@ -334,7 +334,8 @@ fn hyper_parameters(name: &str) -> anyhow::Result<Hyp> {
         _ => name,
     };
     let known = !Path::new(name).exists();
-    Ok(Hyp::open(if known { built_in } else { name })?)
+    let mut warn = |warning| screen.show(&Event::Warning(warning));
+    Ok(Hyp::open(if known { built_in } else { name }, &mut warn)?)
 }
 
 fn hyper_parameters_line(hyp: &Hyp) -> anyhow::Result<String> {

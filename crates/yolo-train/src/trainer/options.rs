@@ -174,33 +174,7 @@ impl TrainOptions {
                 "pictures of rectangular batches come in a fixed order: leave out --rect".into(),
             );
         }
-        let positive = [("lr0", hyp.lr0), ("anchor_t", hyp.anchor_t), ("cls_pw", hyp.cls_pw), ("obj_pw", hyp.obj_pw)];
-        for (key, value) in positive {
-            if !(value > 0.0 && value.is_finite()) {
-                return fail("hyp", format!("`{key}` is {value}, expected a number above 0"));
-            }
-        }
-        let others = [
-            ("lrf", hyp.lrf),
-            ("weight_decay", hyp.weight_decay),
-            ("warmup_epochs", hyp.warmup_epochs),
-            ("warmup_bias_lr", hyp.warmup_bias_lr),
-            ("box", hyp.box_gain),
-            ("cls", hyp.cls),
-            ("obj", hyp.obj),
-            ("fl_gamma", hyp.fl_gamma),
-        ];
-        for (key, value) in others {
-            if !(value >= 0.0 && value.is_finite()) {
-                return fail("hyp", format!("`{key}` is {value}, expected a number of at least 0"));
-            }
-        }
-        for (key, value) in [("momentum", hyp.momentum), ("warmup_momentum", hyp.warmup_momentum)] {
-            if !(0.0..1.0).contains(&value) {
-                return fail("hyp", format!("`{key}` is {value}, expected 0 to below 1"));
-            }
-        }
-        Ok(())
+        hyp.check().or_else(|problem| fail("hyp", problem))
     }
 }
 

@@ -63,7 +63,8 @@ impl Trainer {
         }
         let mut options = TrainOptions::open(folder.join("opt.yaml"))?;
         options.save_dir.clone_from(&folder);
-        let hyp = Hyp::open(&folder.join("hyp.yaml").to_string_lossy())?;
+        let mut warn = |warning| listener(Event::Warning(warning));
+        let hyp = Hyp::open(&folder.join("hyp.yaml").to_string_lossy(), &mut warn)?;
         let lock = claim(&folder)?;
         let weights = Weights::open(&file)?;
         let device = device(&options)?;
@@ -88,7 +89,7 @@ impl Trainer {
             _ => None,
         };
         let config = network(&options, &hyp, resumed.or(pretrained.as_ref()), classes, resumed.is_some(), listener)?;
-        let own_anchors = options.cfg.is_some() || hyp.anchors.is_some();
+        let own_anchors = options.cfg.is_some() || hyp.anchor_count().is_some();
         let frozen = layers_to_freeze(&options.freeze);
         let (mut learner, transfer) =
             Learner::new(&config, options.seed, pretrained.as_ref(), own_anchors, &frozen, device)?;
@@ -223,14 +224,9 @@ fn network(
         listener(Event::Notice(format!("Overriding {} nc={} with nc={classes}", config.stem(), config.nc)));
         config = config.with_classes(classes);
     }
-    if let (Some(count), false) = (hyp.anchors, resumed) {
-        let count = count.round();
-        if !(1.0..=64.0).contains(&count) {
-            let problem = format!("`anchors` is {count}, expected a number from 1 to 64");
-            return Err(Error::Argument { argument: "hyp", problem });
-        }
+    if let (Some(count), false) = (hyp.anchor_count(), resumed) {
         listener(Event::Notice(format!("Overriding {} anchors with anchors={count}", config.stem())));
-        config.anchors = Anchors::Count(count as usize);
+        config.anchors = Anchors::Count(count);
     }
     Ok(config)
 }
