@@ -25,6 +25,12 @@ pub enum Error {
     /// Training that cannot go on.
     #[error("{0}")]
     Training(String),
+    /// Training whose loss, weights or outputs are no finite numbers any more.
+    #[error("{0}: the training has diverged, a lower learning rate (`lr0` in the hyper-parameters) may help")]
+    Diverged(String),
+    /// A network that gives no numbers.
+    #[error("weights: the network gives values that are not numbers (NaN): convert or download the weights again")]
+    NotNumbers,
     /// An error of the networks' crate.
     #[error(transparent)]
     Core(#[from] yolo_core::Error),

@@ -231,7 +231,7 @@ fn a_run_that_comes_to_nothing_leaves_the_last_good_weights() {
     let hyp = Hyp { warmup_epochs: 0.0, warmup_bias_lr: 0.0, lr0: 1e9, momentum: 0.99, ..Hyp::default() };
     let mut trainer = start(options.clone(), hyp);
     let error = trainer.run(&Stop::default(), &mut |_: Event<'_>| {}).unwrap_err().to_string();
-    assert!(error.contains("epoch ") && error.contains("lr0"), "{error}");
+    assert!(error.contains("epoch ") && error.contains("lr0") && error.contains("diverged"), "{error}");
     let last = options.save_dir.join("weights/last.safetensors");
     if last.exists() {
         assert!(error.contains("--resume"), "{error}");
@@ -242,6 +242,24 @@ fn a_run_that_comes_to_nothing_leaves_the_last_good_weights() {
         }
     } else {
         assert!(error.contains("nothing was saved"), "{error}");
+    }
+}
+
+/// Too few batches for a loss to tell: the weights do.
+#[test]
+fn a_run_that_diverges_in_its_last_step_says_so() {
+    let place = Place::new(9, "Detect, [nc, anchors]");
+    for (name, lr0) in [("large", 1e30), ("larger", 1e38)] {
+        let mut options = place.options(name);
+        options.epochs = 1;
+        let hyp = Hyp { lr0, ..Hyp::default() };
+        let Err(error) = start(options, hyp).run(&Stop::default(), &mut |_: Event<'_>| {}) else {
+            panic!("{lr0} did not diverge")
+        };
+        let error = error.to_string();
+        assert!(error.contains("epoch 0") && error.contains("the training has diverged"), "{error}");
+        assert!(error.contains("`lr0`") && !error.contains("download"), "{error}");
+        assert!(error.ends_with("nothing was saved yet"), "{error}");
     }
 }
 

@@ -182,7 +182,7 @@ impl Optimizer {
         }
         let norm = squares.sqrt();
         if !norm.is_finite() {
-            return Err(Error::Training(format!("the gradient's norm is {norm}")));
+            return Err(Error::Diverged(format!("the gradient's norm is {norm}")));
         }
         // PyTorch's clip_grad_norm_.
         let scale = (max_norm / (norm + 1e-6)).min(1.0);

@@ -64,17 +64,17 @@ impl Trainer {
             self.loss.compute(&outputs.levels, outputs.prototypes.as_ref(), &batch.targets, batch.masks.as_ref())?;
         let value = total.to_scalar::<f32>()?;
         let place = || format!("epoch {epoch}, batch {index}");
-        let advice = "a lower learning rate (`lr0` in the hyper-parameters) may help";
         if !value.is_finite() {
-            return Err(Error::Training(format!("{}: the loss is {value}: {advice}", place())));
+            return Err(Error::Diverged(format!("{}: the loss is {value}", place())));
         }
         self.optimizer.accumulate(&total.backward()?)?;
         self.learner.absorb(&outputs.statistics)?;
         self.state.sums.add(&parts, &outputs.routing)?;
         if step as i64 - self.state.last_step >= rates.accumulate as i64 {
-            self.optimizer
-                .step(MAX_NORM)
-                .map_err(|error| Error::Training(format!("{}: {error}: {advice}", place())))?;
+            self.optimizer.step(MAX_NORM).map_err(|error| match error {
+                Error::Diverged(problem) => Error::Diverged(format!("{}: {problem}", place())),
+                error => error,
+            })?;
             self.learner.update_average()?;
             self.state.last_step = step as i64;
         }

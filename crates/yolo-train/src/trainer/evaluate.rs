@@ -8,6 +8,7 @@ use super::events::{Event, Listener};
 use crate::Result;
 use crate::data::Loader;
 use crate::loss::{Loss, LossParts};
+use crate::validate::network::check_finite;
 use crate::validate::{Options, Report, Validator};
 
 /// What a validation gave.
@@ -39,6 +40,7 @@ pub(super) fn evaluate(
         let batch = batch?;
         let images = batch.images.to_device(device)?;
         let (outputs, levels) = model.run_with_levels(&images)?;
+        check_finite(&outputs.main)?;
         let levels: Vec<Tensor> = levels.iter().map(Tensor::detach).collect();
         let parts = loss.compute(&levels, outputs.prototypes.as_ref(), &batch.targets, batch.masks.as_ref())?.parts;
         for (sum, part) in sums.iter_mut().zip([parts.boxes, parts.masks, parts.objectness, parts.classes]) {

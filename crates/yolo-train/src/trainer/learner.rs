@@ -146,6 +146,19 @@ impl Learner {
         self.ema.update(self.tensors.iter().map(|(_, var, _)| var.as_tensor()))
     }
 
+    /// A tensor of the network or its average that holds anything but finite numbers.
+    pub(super) fn diverged(&self) -> Result<Option<&str>> {
+        let averages = self.ema.tensors().map(|(name, var)| (name, var.as_tensor()));
+        for (name, tensor) in self.tensors().chain(averages) {
+            // 0 times infinity is no number either: one value tells of the whole tensor, wherever it lies.
+            let sum = tensor.detach().affine(0.0, 0.0)?.sum_all()?.to_scalar::<f32>()?;
+            if sum.is_nan() {
+                return Ok(Some(name));
+            }
+        }
+        Ok(None)
+    }
+
     /// Anchors by level: widths and heights in cells.
     pub(super) fn anchors(&self) -> Result<Vec<Vec<[f32; 2]>>> {
         let values: Vec<Vec<Vec<f32>>> = self.tensors[self.anchors].1.to_device(&Device::Cpu)?.to_vec3()?;
@@ -337,6 +350,18 @@ mod tests {
         learner.set_anchors(&[vec![[8.0, 9.5], [40.0, 50.0]]]).unwrap();
         let read = NetworkConfig::parse("read", &written(&learner)).unwrap();
         assert!(matches!(&read.anchors, Anchors::Lists(lists) if lists[0] == [8.0, 9.5, 40.0, 50.0]));
+    }
+
+    #[test]
+    fn a_tensor_that_is_not_finite_is_named() {
+        for value in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let learner = learner(&[]);
+            assert_eq!(learner.diverged().unwrap(), None);
+            let (name, var, _) = learner.tensors.iter().find(|(name, ..)| name.ends_with("bn.running_mean")).unwrap();
+            let values = (0..var.elem_count()).map(|place| if place == 1 { value } else { f32::MAX });
+            var.set(&Tensor::from_iter(values, &Device::Cpu).unwrap()).unwrap();
+            assert_eq!(learner.diverged().unwrap(), Some(name.as_str()), "{value}");
+        }
     }
 
     #[test]

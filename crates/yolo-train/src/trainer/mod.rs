@@ -134,7 +134,17 @@ impl Trainer {
         self.epochs(stop, listener).map_err(|error| {
             let state = self.file("resume");
             let good = ["last", "best"].map(|name| self.file(name)).into_iter().find(|file| file.is_file());
+            let diverged = matches!(error, Error::Diverged(_));
             let rest = match good {
+                // Its last weights were found out only when they were used.
+                _ if diverged && self.state.epoch >= self.options.epochs => {
+                    format!("the weights in {} are of no use: start again", self.options.save_dir.display())
+                }
+                _ if diverged && state.is_file() => format!(
+                    "the last save is from before that: lower `lr0` in {} and go on with {}, or start again",
+                    self.options.save_dir.join("hyp.yaml").display(),
+                    resume_command(&self.options.save_dir)
+                ),
                 _ if state.is_file() => {
                     format!("the run goes on from its last save with {}", resume_command(&self.options.save_dir))
                 }
@@ -161,12 +171,18 @@ impl Trainer {
         for epoch in first..epochs {
             self.learner.anneal(epoch)?;
             self.weigh_pictures()?;
-            if !self.train_epoch(epoch, stop, listener)? {
+            let complete = self.train_epoch(epoch, stop, listener)?;
+            // Before anything is saved over what may still be good.
+            if let Some(name) = self.learner.diverged()? {
+                return Err(Error::Diverged(format!("epoch {epoch}: {name} holds values that are no finite numbers")));
+            }
+            if !complete {
                 return self.interrupted(epoch);
             }
             let last = epoch + 1 == epochs;
             let evaluation = if !self.options.noval || last {
-                let Some(evaluation) = self.look(stop, listener)? else { return self.interrupted(epoch) };
+                let evaluation = self.look(stop, listener).map_err(|error| no_numbers(error, epoch))?;
+                let Some(evaluation) = evaluation else { return self.interrupted(epoch) };
                 Some(evaluation)
             } else {
                 None
@@ -312,7 +328,8 @@ impl Trainer {
         let report = validate::validate(&mut network, validator, self.val.epoch(0), |batch, found| {
             listener(Event::ValidationBatch);
             drawn.take(batch, found)
-        })?;
+        });
+        let report = report.map_err(|error| no_numbers(error, epochs.saturating_sub(1)))?;
         listener(Event::Validated { report: &report, names: &self.names, classes: true });
         if !self.options.noplots {
             pictures::of_results(&self.options.save_dir, &report, &self.names)?;
@@ -330,6 +347,16 @@ impl Trainer {
 impl std::fmt::Debug for Trainer {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Trainer").field("save_dir", &self.options.save_dir).finish_non_exhaustive()
+    }
+}
+
+/// Weights that were trained here can be neither converted nor downloaded again.
+fn no_numbers(error: Error, epoch: usize) -> Error {
+    match error {
+        Error::NotNumbers => {
+            Error::Diverged(format!("epoch {epoch}: the network gives values that are not numbers (NaN)"))
+        }
+        error => error,
     }
 }
 

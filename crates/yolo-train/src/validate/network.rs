@@ -135,10 +135,7 @@ impl Network {
 }
 
 /// Refuses rows whose objectness is not a number: damaged weights would otherwise pass for a network that finds nothing.
-fn check_finite(rows: &Tensor) -> Result<()> {
-    if rows.narrow(2, 4, 1)?.flatten_all()?.to_vec1::<f32>()?.iter().any(|objectness| objectness.is_nan()) {
-        let problem = "the network gives values that are not numbers (NaN): convert or download the weights again";
-        return Err(Error::Argument { argument: "weights", problem: problem.into() });
-    }
-    Ok(())
+pub(crate) fn check_finite(rows: &Tensor) -> Result<()> {
+    let objectness = rows.narrow(2, 4, 1)?.to_device(&Device::Cpu)?.flatten_all()?.to_vec1::<f32>()?;
+    if objectness.iter().any(|objectness| objectness.is_nan()) { Err(Error::NotNumbers) } else { Ok(()) }
 }
