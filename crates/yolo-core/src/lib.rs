@@ -13,6 +13,7 @@ pub mod plan;
 pub mod post;
 mod text;
 pub mod weights;
+pub mod yaml;
 pub mod zoo;
 
 pub use config::NetworkConfig;

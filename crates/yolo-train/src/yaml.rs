@@ -6,17 +6,19 @@ use serde_yaml::{Mapping, Value};
 
 use crate::{Error, Result};
 
+/// Larger files describe no data set and no run.
+const MAX_BYTES: u64 = 16 << 20;
 /// Characters of a value that a message shows.
 const SHOWN: usize = 60;
 
 /// The map that a file holds; `what` says what it should be.
 pub(crate) fn read_map(file: &Path, what: &str) -> Result<Mapping> {
-    let text = std::fs::read_to_string(file).map_err(|cause| Error::io(file, cause))?;
-    let problem = match serde_yaml::from_str(&text) {
+    let text = yolo_core::yaml::read(file, MAX_BYTES)?;
+    let problem = match yolo_core::yaml::parse(&text) {
         Ok(Value::Mapping(map)) => return Ok(map),
         Ok(Value::Null) => "the file is empty".to_owned(),
         Ok(other) => format!("it is {}, not a map of keys to values", show(&other)),
-        Err(problem) => problem.to_string(),
+        Err(problem) => problem,
     };
     Err(Error::data(file, format!("not {what}: {problem}")))
 }

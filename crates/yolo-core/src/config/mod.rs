@@ -158,6 +158,9 @@ impl Temperature {
     }
 }
 
+/// The most classes of a network: no data set has so many, and a mistyped number cannot eat the machine.
+pub const MAX_CLASSES: usize = 1 << 16;
+
 /// The file's name of a path as YOLOv5's documentation gives it, `models/hub/yolov5-p6.yaml`; another path as it is.
 fn built_in_name(path: &str) -> &str {
     match path.rsplit_once('/') {

@@ -2,41 +2,29 @@
 
 use serde_yaml::{Mapping, Value};
 
-use super::{Activation, Anchors, Arg, DynamicConfig, From, LayerConfig, NetworkConfig, RoutingKind, Temperature};
-use crate::{Error, Result};
+use super::{
+    Activation, Anchors, Arg, DynamicConfig, From, LayerConfig, MAX_CLASSES, NetworkConfig, RoutingKind, Temperature,
+};
+use crate::{Error, Result, yaml};
 
 /// Larger files are not networks.
 pub(super) const MAX_YAML_BYTES: u64 = 1 << 20;
 /// Bounds that no network reaches, so that a mistyped number cannot eat the machine.
-const MAX_CLASSES: usize = 1 << 16;
 const MAX_ANCHORS: usize = 64;
 const MAX_CHANNELS: usize = 1 << 12;
 const MAX_LAYERS: usize = 4096;
 const MAX_REPEATS: usize = 1000;
 const MAX_EXPERTS: usize = 256;
-/// The parser's time grows with the square of how deep brackets are nested.
-const MAX_BRACKETS: usize = 200;
-
-/// How deep brackets are nested, at most; those in comments and strings count, too.
-fn brackets(text: &str) -> usize {
-    let (mut depth, mut most) = (0usize, 0);
-    for byte in text.bytes() {
-        match byte {
-            b'[' | b'{' => depth += 1,
-            b']' | b'}' => depth = depth.saturating_sub(1),
-            _ => continue,
-        }
-        most = most.max(depth);
-    }
-    most
-}
 
 pub(super) fn network(name: &str, text: &str) -> Result<NetworkConfig> {
     let problem = |problem: String| Error::Config { file: name.to_owned(), problem };
-    if brackets(text) > MAX_BRACKETS {
-        return Err(problem(format!("brackets are nested more than {MAX_BRACKETS} deep: no network's YAML")));
+    if text.len() as u64 > MAX_YAML_BYTES {
+        return Err(problem(format!(
+            "{} bytes are too many for a network's YAML (at most {MAX_YAML_BYTES})",
+            text.len()
+        )));
     }
-    let value: Value = serde_yaml::from_str(text).map_err(|e| problem(format!("not valid YAML: {e}")))?;
+    let value = yaml::parse(text).map_err(|e| problem(format!("not valid YAML: {e}")))?;
     let Value::Mapping(map) = value else {
         return Err(problem(
             "a network is a map with the keys nc, depth_multiple, width_multiple, anchors, backbone and head".into(),

@@ -79,9 +79,11 @@ fn mistakes_are_named() {
 #[test]
 fn brackets_without_end_take_no_time() {
     for text in [format!("nc: {}", "[".repeat(100_000)), format!("nc: {}", "{a: ".repeat(100_000))] {
-        assert!(problem(&text).contains("brackets are nested more than 200 deep"));
+        assert!(problem(&text).contains("not valid YAML: brackets are nested more than 200 deep"));
     }
     assert!(problem(&"[1] ".repeat(1000)).contains("not valid YAML"));
+    // As weights may carry it.
+    assert!(problem(&" ".repeat((1 << 20) + 1)).contains("1048577 bytes are too many for a network's YAML"));
 }
 
 #[test]

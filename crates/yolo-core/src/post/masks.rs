@@ -31,7 +31,7 @@ pub fn process_mask(
         let [x1, y1, x2, y2] = *bbox;
         let crop = Window::of_box([x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y], mh, mw);
         let plane = prototypes.plane(coefficients, &crop);
-        if upsample { zoom.resized(&plane, &zoom.reached(&crop)) } else { plane.thresholded() }
+        if upsample { zoom.resized(&plane, &zoom.reached(&crop), more_than_half) } else { plane.thresholded() }
     };
     Ok(coefficients.par_iter().zip(boxes).map(mask).collect())
 }
@@ -54,7 +54,7 @@ pub fn process_mask_native(
     let zoom = Zoom::new((prototypes.height, prototypes.width), shape);
     let mask = |(coefficients, bbox): (&&[f32], &[f32; 4])| {
         let crop = Window::of_box(*bbox, shape.0 as usize, shape.1 as usize);
-        zoom.resized(&prototypes.plane(coefficients, &zoom.read_by(&crop)), &crop)
+        zoom.resized(&prototypes.plane(coefficients, &zoom.read_by(&crop)), &crop, more_than_half)
     };
     Ok(coefficients.par_iter().zip(boxes).map(mask).collect())
 }
@@ -73,7 +73,8 @@ pub fn crop_mask(mask: &mut Mask, bbox: [f32; 4]) {
     }
 }
 
-/// Brings a mask from the network's input to a picture of `shape` = (height, width): the padding is cut off and the rest resized.
+/// Brings a mask from the network's input to a picture of `shape` = (height, width): the padding is cut off and the rest resized,
+/// as YOLOv5's `scale_image` does for COCO's JSON.
 ///
 /// # Errors
 /// [`Error::Shape`] where the mask or the picture has a side of 0 or the mask's data do not match its sides.
@@ -90,7 +91,9 @@ pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
     let data = mask.data.iter().map(|&inside| f32::from(inside)).collect();
     let plane = Plane { height, width, data }.cut(&inner);
     let zoom = Zoom::new((plane.height, plane.width), shape);
-    Ok(zoom.resized(&plane, &Window { top: 0, bottom: shape.0 as usize, left: 0, right: shape.1 as usize }))
+    let whole = Window { top: 0, bottom: shape.0 as usize, left: 0, right: shape.1 as usize };
+    // OpenCV, which does this for YOLOv5, rounds one half up.
+    Ok(zoom.resized(&plane, &whole, |value| value >= 0.5))
 }
 
 /// Rows `top..bottom` and columns `left..right` of a plane.
@@ -198,12 +201,17 @@ impl Plane {
     }
 
     fn thresholded(&self) -> Mask {
-        let data = self.data.iter().map(|&value| u8::from(value > 0.5)).collect();
+        let data = self.data.iter().map(|&value| u8::from(more_than_half(value))).collect();
         Mask { width: self.width as u32, height: self.height as u32, data }
     }
 }
 
-/// Bilinear interpolation as PyTorch's `interpolate(mode="bilinear", align_corners=False)`, cut at one half.
+/// Where PyTorch's masks are cut.
+fn more_than_half(value: f32) -> bool {
+    value > 0.5
+}
+
+/// Bilinear interpolation as PyTorch's `interpolate(mode="bilinear", align_corners=False)`.
 struct Zoom {
     rows: Vec<Tap>,
     columns: Vec<Tap>,
@@ -235,8 +243,8 @@ impl Zoom {
         Window { top, bottom, left, right }
     }
 
-    /// The mask of a plane inside a window of the mask; the rest is 0.
-    fn resized(&self, plane: &Plane, window: &Window) -> Mask {
+    /// The mask of a plane inside a window of the mask, which has the values that `inside` says; the rest is 0.
+    fn resized(&self, plane: &Plane, window: &Window, inside: impl Fn(f32) -> bool) -> Mask {
         let (height, width) = (self.rows.len(), self.columns.len());
         let mut mask = Mask { width: width as u32, height: height as u32, data: vec![0; width * height] };
         let rows = mask.data.chunks_exact_mut(width).zip(&self.rows);
@@ -247,7 +255,7 @@ impl Zoom {
             for (out, column) in out[span.clone()].iter_mut().zip(&self.columns[span]) {
                 let along =
                     |line: &[f32]| line[column.low] * column.weight_low + line[column.high] * column.weight_high;
-                *out = u8::from(along(low) * row.weight_low + along(high) * row.weight_high > 0.5);
+                *out = u8::from(inside(along(low) * row.weight_low + along(high) * row.weight_high));
             }
         }
         mask

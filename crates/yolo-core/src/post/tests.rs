@@ -317,6 +317,10 @@ fn crops_and_scales_masks() {
     assert_eq!((scaled.width, scaled.height), (8, 4));
     assert_eq!(scaled.data[..8], [1, 1, 1, 1, 0, 0, 0, 0]);
     assert_eq!(scaled.data[24..], [0; 8]);
+    // Of half the size, each pixel is the average of four: cv2.resize of [[1,0,0,0],[1,0,0,0],[1,1,0,0],[0,1,1,0]] gives [[1,0],[1,0]].
+    let mask_of = |data: [u8; 16]| Mask { width: 4, height: 4, data: data.to_vec() };
+    let half = scale_mask(&mask_of([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0]), (2, 2)).unwrap();
+    assert_eq!(half.data, [1, 0, 1, 0]);
     assert!(scale_mask(&Mask { width: 4, height: 4, data: vec![1; 15] }, (4, 8)).is_err());
     assert!(scale_mask(&mask, (0, 8)).is_err());
 }

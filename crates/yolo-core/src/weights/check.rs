@@ -29,7 +29,7 @@ impl Weights {
     /// Compares the file with what the network `network` (its name, for the message) expects: nothing may be missing,
     /// misshapen or left over.
     ///
-    /// BatchNorm's counters `num_batches_tracked` may be absent or present, and the tensors `input`, `output0`,
+    /// BatchNorm's counters `num_batches_tracked` and old checkpoints' `anchor_grid` may be absent or present, and the tensors `input`, `output0`,
     /// `output1`, with which a file carries an example of its network, may be there.
     ///
     /// # Errors
@@ -37,7 +37,9 @@ impl Weights {
     pub fn check(&self, expected: &[Expected], network: &str) -> Result<()> {
         let wanted: HashSet<&str> = expected.iter().map(|key| key.name.as_str()).collect();
         let counter = |name: &str| name.ends_with("num_batches_tracked");
-        let extra = |name: &&str| !wanted.contains(name) && !counter(name) && !EXAMPLES.contains(name);
+        // YOLOv5 before its version 6 kept the anchors in pixels, too.
+        let superfluous = |name: &str| counter(name) || name.ends_with(".anchor_grid") || EXAMPLES.contains(&name);
+        let extra = |name: &&str| !wanted.contains(name) && !superfluous(name);
         let unexpected: Vec<&str> = self.names().filter(extra).collect();
         let missing: Vec<&Expected> = expected
             .iter()

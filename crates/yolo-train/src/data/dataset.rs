@@ -9,8 +9,8 @@ use crate::{Error, Result};
 const EXTENSIONS: [&str; 8] = ["bmp", "jpeg", "jpg", "mpo", "png", "tif", "tiff", "webp"];
 /// Folders in folders that are followed: a link to a folder above ends here.
 const MAX_DEPTH: usize = 32;
-/// Classes that a data set may have.
-const MAX_CLASSES: usize = 100_000;
+/// Classes that a data set may have, as many as a network.
+const MAX_CLASSES: usize = yolo_core::config::MAX_CLASSES;
 
 /// A part of a data set.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

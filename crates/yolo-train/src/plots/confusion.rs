@@ -14,6 +14,8 @@ const MOST_NAMED: usize = 99;
 /// The matrix's side in pixels, about, and the least and greatest of a cell's.
 const SIDE: f32 = 1100.0;
 const CELLS: (f32, f32) = (14.0, 180.0);
+/// The greatest side of a matrix of many classes: its cells become single pixels, and then stand for several classes each.
+const MOST: f32 = 4000.0;
 /// Width of the bar that explains the colours.
 const BAR: f32 = 40.0;
 
@@ -23,7 +25,7 @@ const BAR: f32 = 40.0;
 /// that were missed and for what was found where nothing is. Rows that are shorter count as filled with zeros.
 pub fn confusion_matrix(matrix: &[Vec<f64>], names: &[String]) -> RgbImage {
     let count = names.len() + 1;
-    let cell = (SIDE / count as f32).clamp(CELLS.0, CELLS.1).floor();
+    let cell = (SIDE / count as f32).clamp(CELLS.0, CELLS.1).floor().min(MOST / count as f32);
     let side = cell * count as f32;
     let text = (cell * 0.55).clamp(10.0, 26.0);
     let title = 34.0;
@@ -98,6 +100,13 @@ fn bar(canvas: &mut Canvas, area: Area) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_classes_share_pixels() {
+        let names: Vec<String> = (0..9_999).map(|class| class.to_string()).collect();
+        let picture = confusion_matrix(&[], &names);
+        assert!(picture.width().max(picture.height()) < 4300, "{:?}", picture.dimensions());
+    }
 
     #[test]
     fn columns_are_divided_by_their_sums() {

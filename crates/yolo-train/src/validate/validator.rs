@@ -11,7 +11,7 @@ use yolo_core::post::{Candidate, NmsOptions, nms_batch, process_mask, process_ma
 use super::average_precision::Statistics;
 use super::coco::{Annotation, CocoResults, ImageId, Record, Rle};
 use super::confusion::ConfusionMatrix;
-use super::masks::{BitMask, mask_iou, resize_mask};
+use super::masks::{BitMask, mask_iou, resize_mask, scale_mask};
 use super::matching::{box_iou, match_detections};
 use super::network::Network;
 use super::report::{Report, Summary, Times};
@@ -423,7 +423,7 @@ impl Picture<'_> {
         let (columns, rows) = (span(self.origin.pad.0, width), span(self.origin.pad.1, height));
         let inner: Vec<f32> = rows.clone().flat_map(|y| &plane[y * width..][columns.clone()]).copied().collect();
         let size = self.origin.size;
-        let data = resize_mask(&inner, (rows.len(), columns.len()), size).into_iter().map(u8::from).collect();
+        let data = scale_mask(&inner, (rows.len(), columns.len()), size).into_iter().map(u8::from).collect();
         Rle::of_mask(&Mask { width: size.1 as u32, height: size.0 as u32, data })
     }
 }

@@ -1,5 +1,7 @@
 //! Objects of several parts as one polygon.
 
+use std::ops::Range;
+
 type Point = [f64; 2];
 
 /// Joins polygons to one by bridges without width, each at the narrowest place: the covered area stays what it was.
@@ -10,31 +12,49 @@ pub(super) fn join(mut parts: Vec<Vec<Point>>) -> Vec<Point> {
         return Vec::new();
     }
     let mut joined = parts.swap_remove(0);
-    while let Some((part, near, far)) = narrowest(&joined, &parts) {
-        let next = parts.swap_remove(part);
+    let mut open: Vec<Open> = parts.into_iter().map(Open::new).collect();
+    let mut new = 0..joined.len();
+    loop {
+        open.iter_mut().for_each(|part| part.look_at(&joined, new.clone()));
+        let Some(nearest) = (0..open.len()).min_by(|a, b| open[*a].gap.total_cmp(&open[*b].gap)) else { return joined };
+        let Open { points, near, far, .. } = open.swap_remove(nearest);
+        if points.is_empty() {
+            continue;
+        }
         // Over the bridge, once around the part, and back.
-        let detour = next[far..].iter().chain(&next[..=far]).copied().chain([joined[near]]);
+        let detour = points[far..].iter().chain(&points[..=far]).copied().chain([joined[near]]);
+        new = near + 1..near + points.len() + 3;
         joined.splice(near + 1..near + 1, detour.collect::<Vec<_>>());
+        open.iter_mut().filter(|part| part.near > near).for_each(|part| part.near += new.len());
     }
-    joined
 }
 
-/// The part that is nearest to `joined`, with the points on both sides of the gap.
-fn narrowest(joined: &[Point], parts: &[Vec<Point>]) -> Option<(usize, usize, usize)> {
-    let mut best = None;
-    let mut least = f64::INFINITY;
-    for (part, points) in parts.iter().enumerate() {
-        for (far, b) in points.iter().enumerate() {
-            for (near, a) in joined.iter().enumerate() {
-                let distance = (a[0] - b[0]).powi(2) + (a[1] - b[1]).powi(2);
-                if distance < least {
-                    least = distance;
-                    best = Some((part, near, far));
+/// A part that is not joined yet.
+struct Open {
+    points: Vec<Point>,
+    /// The square of its distance from what is joined, and the points on both sides of the gap.
+    gap: f64,
+    near: usize,
+    far: usize,
+}
+
+impl Open {
+    fn new(points: Vec<Point>) -> Self {
+        Self { points, gap: f64::INFINITY, near: 0, far: 0 }
+    }
+
+    /// Looks whether one of the points that have been joined last is nearer than any before.
+    fn look_at(&mut self, joined: &[Point], new: Range<usize>) {
+        for near in new {
+            for (far, b) in self.points.iter().enumerate() {
+                let a = joined[near];
+                let gap = (a[0] - b[0]).powi(2) + (a[1] - b[1]).powi(2);
+                if gap < self.gap {
+                    (self.gap, self.near, self.far) = (gap, near, far);
                 }
             }
         }
     }
-    best
 }
 
 /// Area of a polygon by the shoelace formula.
@@ -64,5 +84,16 @@ mod tests {
         assert!(longest < 14.1, "{longest}");
         assert_eq!(join(vec![square(1.0, 1.0)]), square(1.0, 1.0));
         assert!(join(Vec::new()).is_empty());
+    }
+
+    /// Many parts in no order: each is reached from the nearest one, and time grows with the pairs of points only.
+    #[test]
+    fn many_parts_are_joined_by_short_bridges() {
+        let parts: Vec<_> = (0..400).map(|i| square(f64::from(i * 37 % 400) * 5.0, 0.0)).collect();
+        let joined = join(parts.clone());
+        assert!((area(&joined) - 1600.0).abs() < 1e-6);
+        assert_eq!(joined.len(), 4 * 400 + 2 * 399);
+        let longest = joined.windows(2).map(|w| (w[0][0] - w[1][0]).hypot(w[0][1] - w[1][1])).fold(0.0, f64::max);
+        assert!(longest < 3.01, "{longest}");
     }
 }

@@ -2,15 +2,15 @@
 
 use yolo_core::Mask;
 use yolo_core::picture::MAX_PIXELS;
-use yolo_core::post::largest_contour;
+use yolo_core::post::contours;
 
 use super::json::Counts;
 
-/// The outline of a mask's largest part, `[x, y]` in pixels; empty where the mask is. `size` is height and width.
+/// The outlines of a mask's parts, `[x, y]` in pixels; none where the mask is empty. `size` is height and width.
 ///
 /// # Errors
 /// What does not fit together, as the end of a sentence about the mask.
-pub(super) fn outline(size: [usize; 2], counts: &Counts) -> Result<Vec<[f64; 2]>, String> {
+pub(super) fn outlines(size: [usize; 2], counts: &Counts) -> Result<Vec<Vec<[f64; 2]>>, String> {
     let [height, width] = size;
     let pixels = height.checked_mul(width).filter(|&pixels| pixels as u64 <= MAX_PIXELS);
     let pixels = pixels.ok_or_else(|| format!("its size, {height}x{width}, is too large"))?;
@@ -37,7 +37,7 @@ pub(super) fn outline(size: [usize; 2], counts: &Counts) -> Result<Vec<[f64; 2]>
         at = end;
     }
     let mask = Mask { width: width as u32, height: height as u32, data };
-    Ok(largest_contour(&mask).iter().map(|point| point.map(f64::from)).collect())
+    Ok(contours(&mask).iter().map(|part| part.iter().map(|point| point.map(f64::from)).collect()).collect())
 }
 
 /// Numbers in pieces of five bits, the low ones first, a character each; from the fourth on, differences to the last but one.
@@ -83,11 +83,11 @@ mod tests {
     fn runs_become_an_outline() {
         // Columns 2 and 3 of rows 1 to 3, in a picture 5 high and 6 wide.
         let plain = Counts::Plain(vec![11, 3, 2, 3, 11]);
-        let expected = vec![[2.0, 1.0], [2.0, 3.0], [3.0, 3.0], [3.0, 1.0]];
-        assert_eq!(outline([5, 6], &plain).unwrap(), expected);
+        let expected = [[[2.0, 1.0], [2.0, 3.0], [3.0, 3.0], [3.0, 1.0]]];
+        assert_eq!(outlines([5, 6], &plain).unwrap(), expected);
         // The same as COCO's tools pack it: 11, 3, 2, 3 - 3, 11 - 2.
-        assert_eq!(outline([5, 6], &Counts::Packed(";3209".into())).unwrap(), expected);
-        assert_eq!(outline([2, 3], &Counts::Plain(vec![6])).unwrap(), Vec::<[f64; 2]>::new());
+        assert_eq!(outlines([5, 6], &Counts::Packed(";3209".into())).unwrap(), expected);
+        assert!(outlines([2, 3], &Counts::Plain(vec![6])).unwrap().is_empty());
     }
 
     #[test]
@@ -109,7 +109,7 @@ mod tests {
             ([5, 6], Counts::Packed("O".into())),
             ([usize::MAX, 6], Counts::Plain(vec![])),
         ] {
-            assert!(outline(size, &counts).is_err(), "{size:?} {counts:?}");
+            assert!(outlines(size, &counts).is_err(), "{size:?} {counts:?}");
         }
     }
 }

@@ -147,6 +147,22 @@ fn masks_as_runs_get_an_outline() {
     assert_eq!(back["annotations"][0]["bbox"], json!([10.0, 5.0, 9.0, 9.0]));
 }
 
+/// The larger part has the simpler outline.
+#[test]
+fn parts_of_a_mask_are_joined() {
+    let mut file = example();
+    // Of a picture 48 high: columns 10 to 19 and rows 5 to 14, and a cross in columns 30 to 32.
+    let mut counts = vec![10 * 48 + 5];
+    (0..9).for_each(|_| counts.extend([10, 38]));
+    counts.extend([10, 33 + 10 * 48 + 6, 1, 46, 3, 46, 1]);
+    counts.push(3072 - counts.iter().sum::<i32>());
+    file["annotations"] = json!([{"id": 1, "image_id": 12, "category_id": 3, "iscrowd": false,
+        "segmentation": {"size": [48, 64], "counts": counts}}]);
+    let place = Place::new(&file);
+    place.to_yolo(ToYolo { segments: true, ..ToYolo::default() }).unwrap();
+    assert_eq!(place.back(&["dog", "car: red"])["annotations"][0]["bbox"], json!([10.0, 5.0, 22.0, 9.0]));
+}
+
 #[test]
 fn pictures_are_named_within_their_folder() {
     let folder = tempfile::tempdir().unwrap();

@@ -308,7 +308,7 @@ fn outlines(object: &Annotation) -> Result<Vec<Vec<[f64; 2]>>, String> {
     let mut parts: Vec<Vec<[f64; 2]>> = match &object.segmentation {
         None => Vec::new(),
         Some(Segmentation::Polygons(polygons)) => polygons.iter().map(|flat| flat.as_chunks().0.to_vec()).collect(),
-        Some(Segmentation::Runs { size, counts }) => vec![rle::outline(*size, counts)?],
+        Some(Segmentation::Runs { size, counts }) => rle::outlines(*size, counts)?,
     };
     parts.retain(|part| part.len() >= 3);
     if parts.as_flattened_points().any(|value| !value.is_finite()) {
