@@ -141,7 +141,7 @@ impl Trainer {
                     format!("the weights in {} are of no use: start again", self.options.save_dir.display())
                 }
                 _ if diverged && state.is_file() => format!(
-                    "the last save is from before that: lower `lr0` in {} and go on with {}, or start again",
+                    "start again or, as the last save may still be good, lower `lr0` in {} and go on with {}",
                     self.options.save_dir.join("hyp.yaml").display(),
                     resume_command(&self.options.save_dir)
                 ),
