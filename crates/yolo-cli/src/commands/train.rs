@@ -22,6 +22,7 @@ use yolo_train::trainer::{Event, Outcome, Stop, TrainOptions, Trainer, resume_co
 
 use crate::predict::run_folder;
 use crate::predict::text::boolean;
+use crate::stdout::say;
 use crate::{device, fetch};
 use latest::latest;
 use screen::Screen;
@@ -224,9 +225,9 @@ fn begin(args: &Args, screen: &mut Screen) -> anyhow::Result<Trainer> {
     let hyp = hyper_parameters(&args.hyp, screen)?;
     let device = device::open(&args.device)?;
     let mut options = options(args, weights)?;
-    println!("{}", arguments_line(args, &options, segments, &project));
-    println!("yolo {} {}\n", env!("CARGO_PKG_VERSION"), device::name(&device));
-    println!("{}\n", hyper_parameters_line(&hyp)?);
+    say!("{}", arguments_line(args, &options, segments, &project))?;
+    say!("yolo {} {}\n", env!("CARGO_PKG_VERSION"), device::name(&device))?;
+    say!("{}\n", hyper_parameters_line(&hyp)?)?;
 
     let folder = run_folder::create(&project, &args.name, args.exist_ok)?;
     options.save_dir.clone_from(&folder);
@@ -244,7 +245,7 @@ fn resume(args: &Args, run: Option<&Path>, screen: &mut Screen) -> anyhow::Resul
         Some(run) => run.to_path_buf(),
         None => latest(args.project.as_deref())?,
     };
-    println!("Resuming training from {}", run.display());
+    say!("Resuming training from {}", run.display())?;
     let mut problem = None;
     let open = |options: &TrainOptions| {
         let name = if args.device.is_empty() { &options.device } else { &args.device };
@@ -282,7 +283,7 @@ fn ignored_flags(flags: &[String]) -> Option<String> {
 fn options(args: &Args, weights: Option<PathBuf>) -> anyhow::Result<TrainOptions> {
     let batch_size = match args.batch_size {
         -1 => {
-            println!("--batch-size -1: going on with {AUTOMATIC_BATCH}");
+            say!("--batch-size -1: going on with {AUTOMATIC_BATCH}")?;
             AUTOMATIC_BATCH
         }
         size => usize::try_from(size)

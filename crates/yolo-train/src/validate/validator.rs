@@ -1,5 +1,6 @@
 //! From batches and what a network gave for them to a report.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use candle_core::{DType, Tensor};
@@ -157,9 +158,9 @@ impl Validator {
             .collect();
 
         let mut all = Vec::with_capacity(count);
-        for (result, labels) in pictures.into_iter().zip(&labels) {
+        for ((result, labels), origin) in pictures.into_iter().zip(&labels).zip(&batch.origins) {
             let (found, judged) = result?;
-            self.count(&found, judged, labels);
+            self.count(&found, judged, (labels, &origin.path));
             all.push(found);
         }
         Ok(all)
@@ -196,7 +197,7 @@ impl Validator {
         Ok(())
     }
 
-    fn count(&mut self, found: &Found, judged: Judged, labels: &Labels) {
+    fn count(&mut self, found: &Found, judged: Judged, (labels, path): (&Labels, &Path)) {
         self.images += 1;
         let confidence: Vec<f32> = found.candidates.iter().map(|candidate| candidate.confidence).collect();
         let classes: Vec<usize> = found.candidates.iter().map(|candidate| candidate.class).collect();
@@ -212,7 +213,13 @@ impl Validator {
         if !labels.classes.is_empty() {
             self.confusion.add((&judged.label_boxes, &labels.classes), (&found.boxes, &classes), &confidence);
         }
-        if let Some((image, annotations, records)) = judged.coco {
+        if let Some((mut image, mut annotations, mut records)) = judged.coco {
+            if self.coco.truth.images.contains(&image) {
+                // Another picture is called the same, in another folder: both as one would be neither.
+                image = ImageId::Name(path.to_string_lossy().into_owned());
+                annotations.iter_mut().for_each(|annotation| annotation.image_id = image.clone());
+                records.iter_mut().for_each(|record| record.image_id = image.clone());
+            }
             self.coco.truth.images.insert(image);
             self.coco.truth.annotations.extend(annotations);
             self.coco.records.extend(records);

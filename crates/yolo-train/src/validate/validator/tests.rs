@@ -76,6 +76,20 @@ fn labels_as_detections_are_perfect() {
     assert!((coco_map(&coco.truth, &coco.records, Kind::Boxes).unwrap().ap - 1.0).abs() < 1e-9);
 }
 
+/// Of cameras that each count from 1.
+#[test]
+fn pictures_of_one_name_stay_two() {
+    let batch = batch(vec![target(0, 0, A), target(1, 1, B)], &["left/1.png", "right/01.png"]);
+    let rows = tensor(&[vec![row(A, 0, 0.9)], vec![row(B, 1, 0.8)]]);
+    let mut validator = validator(Options { coco: Some(vec![1, 2, 3]), ..Options::default() });
+    validator.add(&batch, &rows, None).unwrap();
+    let coco = validator.finish().coco.unwrap();
+    let ids: Vec<String> = coco.truth.images.iter().map(ToString::to_string).collect();
+    assert_eq!(ids, ["1", "right/01.png"]);
+    assert!(coco.records[1].image_id == coco.truth.annotations[1].image_id && coco.truth.images.len() == 2);
+    assert!((coco_map(&coco.truth, &coco.records, Kind::Boxes).unwrap().ap - 1.0).abs() < 1e-9);
+}
+
 #[test]
 fn a_picture_without_labels_costs_precision_and_one_without_detections_recall() {
     let batch = batch(vec![target(1, 0, A), target(2, 0, A)], &["a.png", "b.png", "c.png"]);
