@@ -38,6 +38,12 @@ pub(super) struct State {
     pub(super) best_epoch: usize,
     /// Whether any epoch was validated.
     pub(super) validated: bool,
+    /// Whether the run wrote its last and its best weights: others of these names may lie in its folder. Earlier versions
+    /// did not note it.
+    #[serde(default = "noted")]
+    pub(super) last_saved: bool,
+    #[serde(default = "noted")]
+    pub(super) best_saved: bool,
     /// What the epoch's batches summed up to.
     pub(super) sums: EpochSums,
     /// mAP by class of the last validation.
@@ -45,6 +51,11 @@ pub(super) struct State {
     /// Pictures and batches of the data set: a run can go on only with the same.
     pub(super) pictures: usize,
     pub(super) batches: usize,
+}
+
+/// Of states that do not say.
+fn noted() -> bool {
+    true
 }
 
 impl State {
@@ -60,6 +71,8 @@ impl State {
             best_fitness: Exact(0.0),
             best_epoch: 0,
             validated: false,
+            last_saved: false,
+            best_saved: false,
             sums: EpochSums::default(),
             maps: vec![Exact(0.0); classes],
             pictures,

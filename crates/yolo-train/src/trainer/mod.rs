@@ -22,6 +22,8 @@ mod options;
 mod pictures;
 mod results;
 mod setup;
+#[cfg(test)]
+mod tests;
 mod weighting;
 
 use std::fs::File;
@@ -133,7 +135,7 @@ impl Trainer {
     pub fn run(&mut self, stop: &Stop, listener: &mut Listener<'_>) -> Result<Outcome> {
         self.epochs(stop, listener).map_err(|error| {
             let state = self.file("resume");
-            let good = ["last", "best"].map(|name| self.file(name)).into_iter().find(|file| file.is_file());
+            let good = self.saved().into_iter().find(|file| file.is_file());
             let diverged = matches!(error, Error::Diverged(_));
             let rest = match good {
                 // Its last weights were found out only when they were used.
@@ -256,6 +258,7 @@ impl Trainer {
             let metadata = self.metadata(epoch, fitness)?;
             if best {
                 self.save_average("best", &metadata)?;
+                self.state.best_saved = true;
             }
             if self.options.save_period > 0 && epoch.is_multiple_of(self.options.save_period) {
                 self.save_average(&format!("epoch{epoch}"), &metadata)?;
@@ -289,6 +292,7 @@ impl Trainer {
     /// Writes the last weights, then the state that goes with them.
     fn save(&mut self, metadata: &NetworkMetadata) -> Result<()> {
         self.save_average("last", metadata)?;
+        self.state.last_saved = true;
         self.state.steps = self.optimizer.steps();
         self.state.updates = self.learner.ema().updates();
         let network = self.learner.tensors().map(|(name, tensor)| (format!("network.{name}"), tensor.detach()));
@@ -303,6 +307,12 @@ impl Trainer {
         save_weights(&self.file(name), tensors, metadata)
     }
 
+    /// The last and the best weights as far as this run wrote them. A folder that is used again holds those of an earlier run.
+    fn saved(&self) -> Vec<PathBuf> {
+        let names = [("last", self.state.last_saved), ("best", self.state.best_saved)];
+        names.into_iter().filter(|(_, saved)| *saved).map(|(name, _)| self.file(name)).collect()
+    }
+
     /// A file of weights.
     fn file(&self, name: &str) -> PathBuf {
         weights_file(&self.options.save_dir, name)
@@ -310,13 +320,20 @@ impl Trainer {
 
     /// Validates the best weights as they lie on the disk, draws the plots, and removes the state.
     fn finish(&mut self, epochs: usize, listener: &mut Listener<'_>) -> Result<Finished> {
-        let best = if self.file("best").is_file() { self.file("best") } else { self.file("last") };
-        for name in ["last", "best"] {
-            let file = self.file(name);
+        let best = self.file("best");
+        let earlier = !self.state.best_saved && best.is_file();
+        let best = if self.state.best_saved && best.is_file() { best } else { self.file("last") };
+        for file in self.saved() {
             if let Ok(metadata) = file.metadata() {
                 let megabytes = metadata.len() as f64 / 1e6;
                 listener(Event::Notice(format!("Weights saved as {}, {megabytes:.1}MB", file.display())));
             }
+        }
+        if earlier {
+            listener(Event::Warning(format!(
+                "{} is of an earlier run in this folder: the best epoch of this one was not saved",
+                self.file("best").display()
+            )));
         }
         listener(Event::Notice(format!("\nValidating {}...", best.display())));
         let mut network = Network::load(&Weights::open(&best)?, None, &self.device, DType::F32)?;

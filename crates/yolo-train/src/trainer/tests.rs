@@ -1,0 +1,103 @@
+//! Whole runs, looked at from within.
+
+use std::fs;
+
+use super::*;
+use crate::Hyp;
+use crate::data::shapes;
+
+const NETWORK: &str = "
+nc: 5
+depth_multiple: 1.0
+width_multiple: 1.0
+anchors: [[10, 10, 16, 24], [40, 40, 60, 50]]
+dynamic: {routing: softmax, temperature: {start: 30, end: 1, epochs: 2}}
+backbone:
+  - [-1, 1, Conv, [8, 6, 4, 2]]
+  - [-1, 1, Conv, [8, 3, 2]]
+  - [-1, 1, DynamicConv, [8, 3, 2]]
+head: [[[1, 2], 1, Detect, [nc, anchors]]]
+";
+
+/// A data set and a network in a folder, and the options of a short run in it.
+fn place() -> (tempfile::TempDir, TrainOptions) {
+    let folder = tempfile::tempdir().unwrap();
+    let shapes = shapes::Options { images: 9, seed: 3, size: 64, val_fraction: 0.34 };
+    shapes::generate(&folder.path().join("data"), &shapes, &|| {}).unwrap();
+    let network = folder.path().join("network.yaml");
+    fs::write(&network, NETWORK).unwrap();
+    let mut options = TrainOptions::new(folder.path().join("data").join("data.yaml"), folder.path().join("run"));
+    options.cfg = Some(network.to_string_lossy().into_owned());
+    options.epochs = 3;
+    options.batch_size = 3;
+    options.imgsz = 64;
+    options.workers = 1;
+    options.noplots = true;
+    (folder, options)
+}
+
+/// Everything that a listener is told in words.
+#[derive(Default)]
+struct Told(Vec<String>);
+
+impl Told {
+    fn listen(&mut self, event: &Event<'_>) {
+        if let Event::Notice(text) | Event::Warning(text) = event {
+            self.0.push(text.clone());
+        }
+    }
+
+    fn has(&self, words: &str) -> bool {
+        self.0.iter().any(|text| text.contains(words))
+    }
+}
+
+/// A trainer, and what is told while it is set up.
+fn start(options: &TrainOptions) -> (Trainer, Told) {
+    let mut told = Told::default();
+    let trainer =
+        Trainer::new(options.clone(), Hyp::default(), &Device::Cpu, &mut |event: Event<'_>| told.listen(&event));
+    (trainer.unwrap(), told)
+}
+
+fn run(trainer: &mut Trainer) -> (Result<Outcome>, Told) {
+    let mut told = Told::default();
+    let outcome = trainer.run(&Stop::default(), &mut |event: Event<'_>| told.listen(&event));
+    (outcome, told)
+}
+
+/// What lies in a folder that is used again is not of this run.
+#[test]
+fn weights_of_an_earlier_run_in_the_folder_are_not_taken_for_this_ones() {
+    let (_folder, mut options) = place();
+    options.epochs = 1;
+    let (outcome, told) = run(&mut start(&options).0);
+    assert!(outcome.is_ok() && told.has("best.safetensors..."), "{:?}", told.0);
+    let best = options.save_dir.join("weights").join("best.safetensors");
+    let earlier = fs::read(&best).unwrap();
+
+    // The last epoch, the only one that is saved, is worse than one before.
+    options.nosave = true;
+    let worse = |trainer: &mut Trainer| {
+        trainer.state.validated = true;
+        trainer.state.best_fitness = Exact(2.0);
+    };
+    let mut trainer = start(&options).0;
+    worse(&mut trainer);
+    let (outcome, told) = run(&mut trainer);
+    assert!(outcome.is_ok());
+    assert!(told.has("Validating") && told.has("last.safetensors..."), "{:?}", told.0);
+    assert!(told.has("best.safetensors is of an earlier run"), "{:?}", told.0);
+    assert!(!told.0.iter().any(|text| text.contains("Weights saved as") && text.contains("best")), "{:?}", told.0);
+    assert_eq!(fs::read(&best).unwrap(), earlier);
+    drop(trainer);
+
+    // Nor is it a comfort to a run that cannot save its own.
+    let last = options.save_dir.join("weights").join("last.safetensors");
+    fs::remove_file(&last).unwrap();
+    let mut trainer = start(&options).0;
+    worse(&mut trainer);
+    fs::create_dir(&last).unwrap();
+    let error = run(&mut trainer).0.unwrap_err().to_string();
+    assert!(error.contains("last.safetensors") && error.ends_with("nothing was saved yet"), "{error}");
+}
