@@ -204,11 +204,11 @@ impl Learner {
         Ok(config)
     }
 
-    /// Sets the temperature of softmax routing to that of an epoch.
+    /// Sets the temperature of softmax routing to that of an epoch, in the network in training. The average keeps the one that
+    /// it runs at once it is saved: epochs are ranked by what is left of them.
     pub(super) fn anneal(&mut self, epoch: usize) -> Result<()> {
         if let Some(temperature) = self.graph.config().dynamic.temperature {
             self.model.set_temperature(temperature.at(epoch))?;
-            self.average.set_temperature(temperature.at(epoch))?;
         }
         Ok(())
     }
@@ -377,6 +377,21 @@ mod tests {
         for (running, batch) in running.to_vec1::<f32>().unwrap().iter().zip(batch) {
             assert!((running - (0.97 + 0.03 * batch)).abs() < 1e-6);
         }
+    }
+
+    #[test]
+    fn the_average_runs_as_the_saved_weights_do() {
+        let mut learner = learner(&[]);
+        learner.anneal(0).unwrap();
+        let x = Tensor::arange(0f32, 3.0 * 32.0 * 32.0, &Device::Cpu).unwrap();
+        let x = (x.reshape((1, 3, 32, 32)).unwrap() / 3072.0).unwrap();
+        let run = |model: &Model| model.run(&x).unwrap().main.flatten_all().unwrap().to_vec1::<f32>().unwrap();
+        let tensors = learner.ema().tensors().map(|(name, var)| (name.to_owned(), var.as_detached_tensor())).collect();
+        let config = NetworkConfig::parse("saved", &learner.config().unwrap().to_yaml()).unwrap();
+        let saved = load(&Graph::new(&config).unwrap(), tensors, &Device::Cpu).unwrap();
+        assert_eq!(run(learner.average()), run(&saved));
+        // The same values at the temperature of the first epoch are another network.
+        assert_ne!(run(learner.model()), run(&saved));
     }
 
     #[test]

@@ -100,6 +100,16 @@ impl Trainer {
                 listener(Event::Warning("no tensor of the weights fits the network: it starts from scratch".into()));
             }
         }
+        if let Some(temperature) = learner.graph().config().dynamic.temperature {
+            let (last, end) = (temperature.at(options.epochs.saturating_sub(1)), temperature.at_inference());
+            if last != end {
+                listener(Event::Warning(format!(
+                    "the temperature of the routing is {last} still in the last of {} epochs, and the saved weights run at \
+                     {end}: train for more epochs, or let `dynamic: temperature: epochs` in the network's YAML be fewer",
+                    options.epochs
+                )));
+            }
+        }
         for name in learner.frozen() {
             listener(Event::Notice(format!("freezing {name}")));
         }

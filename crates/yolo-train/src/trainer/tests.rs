@@ -101,3 +101,14 @@ fn weights_of_an_earlier_run_in_the_folder_are_not_taken_for_this_ones() {
     let error = run(&mut trainer).0.unwrap_err().to_string();
     assert!(error.contains("last.safetensors") && error.ends_with("nothing was saved yet"), "{error}");
 }
+
+/// Weights run at the temperature that the annealing leads to.
+#[test]
+fn epochs_that_end_before_the_annealing_are_told() {
+    let (_folder, mut options) = place();
+    let sentence = "is 15.5 still in the last of 2 epochs, and the saved weights run at 1";
+    assert!(!start(&options).1.has("temperature"));
+    options.epochs = 2;
+    let told = start(&options).1;
+    assert!(told.has(sentence), "{:?}", told.0);
+}
