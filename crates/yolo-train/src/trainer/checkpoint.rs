@@ -38,6 +38,9 @@ pub(super) struct State {
     pub(super) best_epoch: usize,
     /// Whether any epoch was validated.
     pub(super) validated: bool,
+    /// Whether patience is out: what is left is the last validation.
+    #[serde(default)]
+    pub(super) stopped: bool,
     /// Whether the run wrote its last and its best weights: others of these names may lie in its folder. Earlier versions
     /// did not note it.
     #[serde(default = "noted")]
@@ -71,6 +74,7 @@ impl State {
             best_fitness: Exact(0.0),
             best_epoch: 0,
             validated: false,
+            stopped: false,
             last_saved: false,
             best_saved: false,
             sums: EpochSums::default(),

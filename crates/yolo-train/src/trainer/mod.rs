@@ -170,7 +170,9 @@ impl Trainer {
             epochs
         )));
         let mut done = first;
-        for epoch in first..epochs {
+        // A run may be cut after it stopped early: then all that is left is the end.
+        let left = if self.state.stopped { first..first } else { first..epochs };
+        for epoch in left {
             self.learner.anneal(epoch)?;
             self.weigh_pictures()?;
             let complete = self.train_epoch(epoch, stop, listener)?;
@@ -251,6 +253,7 @@ impl Trainer {
             self.state.maps = evaluation.report.maps().into_iter().map(Exact).collect();
         }
         self.state.best_epoch = self.stopping.best_epoch();
+        self.state.stopped = stop;
         self.state.epoch = epoch + 1;
         self.state.batch = 0;
         self.state.sums = EpochSums::default();

@@ -112,3 +112,43 @@ fn epochs_that_end_before_the_annealing_are_told() {
     let told = start(&options).1;
     assert!(told.has(sentence), "{:?}", told.0);
 }
+
+/// Cut after the last epoch, while the best weights are validated.
+#[test]
+fn a_run_that_stopped_early_does_not_train_on_when_it_is_resumed() {
+    let (folder, mut options) = place();
+    options.epochs = 9;
+    options.patience = 1;
+    let left = folder.path().join("left");
+    let mut stopped = false;
+    let mut listener = |event: Event<'_>| match event {
+        Event::Notice(text) if text.starts_with("Stopping training early") => stopped = true,
+        Event::Validation { .. } if stopped => {
+            fs::create_dir_all(left.join("weights")).unwrap();
+            for name in ["opt.yaml", "hyp.yaml", "results.csv", "weights/resume.safetensors"]
+                .into_iter()
+                .chain(["weights/last.safetensors", "weights/best.safetensors"])
+            {
+                fs::copy(options.save_dir.join(name), left.join(name)).unwrap();
+            }
+        }
+        _ => {}
+    };
+    let mut trainer = start(&options).0;
+    // No epoch is better than the first.
+    trainer.state.best_fitness = Exact(2.0);
+    trainer.stopping = EarlyStopping::resumed(options.patience, 2.0, 0);
+    let outcome = trainer.run(&Stop::default(), &mut listener).unwrap();
+    let Outcome::Finished(whole) = outcome else { panic!("{outcome:?}") };
+    assert!(whole.epochs == 2 && left.is_dir());
+
+    let mut trainer = Trainer::resume(&left, |_| Ok(Device::Cpu), &mut |_: Event<'_>| {}).unwrap();
+    let mut batches = 0;
+    let outcome =
+        trainer.run(&Stop::default(), &mut |event: Event<'_>| batches += usize::from(matches!(event, Event::Batch(_))));
+    let Outcome::Finished(resumed) = outcome.unwrap() else { panic!("interrupted") };
+    assert_eq!((batches, resumed.epochs, resumed.best_epoch), (0, whole.epochs, whole.best_epoch));
+    for name in ["results.csv", "weights/last.safetensors", "weights/best.safetensors"] {
+        assert!(fs::read(left.join(name)).unwrap() == fs::read(options.save_dir.join(name)).unwrap(), "{name}");
+    }
+}
