@@ -121,11 +121,12 @@ impl Trainer {
         }
 
         let stride = learner.graph().stride();
-        let fitted = options.imgsz.div_ceil(stride) * stride;
+        // As YOLOv5: maps of a single cell are no pictures to train on.
+        let fitted = (options.imgsz.div_ceil(stride) * stride).max(2 * stride);
         if fitted != options.imgsz {
             let asked = options.imgsz;
             listener(Event::Warning(format!(
-                "--imgsz {asked} must be a multiple of the network's stride {stride}, updating to {fitted}"
+                "--imgsz {asked} must be a multiple of the network's stride {stride}, and at least two of them, updating to {fitted}"
             )));
             options.imgsz = fitted;
         }

@@ -152,3 +152,14 @@ fn a_run_that_stopped_early_does_not_train_on_when_it_is_resumed() {
         assert!(fs::read(left.join(name)).unwrap() == fs::read(options.save_dir.join(name)).unwrap(), "{name}");
     }
 }
+
+#[test]
+fn pictures_are_of_two_strides_at_least() {
+    let (_folder, mut options) = place();
+    for (asked, expected) in [(1, 64), (32, 64), (64, 64), (65, 96)] {
+        options.imgsz = asked;
+        let (trainer, told) = start(&options);
+        assert_eq!(trainer.options().imgsz, expected, "{asked}");
+        assert_eq!(told.has(&format!("--imgsz {asked} must be")), asked != expected, "{:?}", told.0);
+    }
+}
