@@ -90,7 +90,7 @@ impl Trainer {
         };
         let config = network(&options, &hyp, resumed.or(pretrained.as_ref()), classes, resumed.is_some(), listener)?;
         let own_anchors = options.cfg.is_some() || hyp.anchor_count().is_some();
-        let frozen = layers_to_freeze(&options.freeze);
+        let frozen = layers_to_freeze(&options.freeze, config.backbone.len() + config.head.len());
         let (mut learner, transfer) =
             Learner::new(&config, options.seed, pretrained.as_ref(), own_anchors, &frozen, device)?;
         if let (Some(file), Some(_)) = (&options.weights, &pretrained) {
@@ -248,10 +248,10 @@ fn open_weights(file: &Path) -> Result<Weights> {
     if checkpoint { Ok(checkpoint::read(file)?.to_weights()?) } else { Ok(Weights::open(file)?) }
 }
 
-/// A single number stands for all layers below it.
-fn layers_to_freeze(freeze: &[usize]) -> Vec<usize> {
+/// A single number stands for all layers below it, and may be more than the network's `layers`: all of them then.
+fn layers_to_freeze(freeze: &[usize], layers: usize) -> Vec<usize> {
     match freeze {
-        [count] => (0..*count).collect(),
+        [count] => (0..layers.min(*count)).collect(),
         layers => layers.to_vec(),
     }
 }
@@ -387,9 +387,10 @@ mod tests {
 
     #[test]
     fn a_number_of_layers_or_a_list() {
-        assert_eq!(layers_to_freeze(&[0]), [0usize; 0]);
-        assert_eq!(layers_to_freeze(&[3]), [0, 1, 2]);
-        assert_eq!(layers_to_freeze(&[0, 4]), [0, 4]);
+        assert_eq!(layers_to_freeze(&[0], 6), [0usize; 0]);
+        assert_eq!(layers_to_freeze(&[3], 6), [0, 1, 2]);
+        assert_eq!(layers_to_freeze(&[0, 4], 6), [0, 4]);
+        assert_eq!(layers_to_freeze(&[usize::MAX], 3), [0, 1, 2]);
     }
 
     #[test]
