@@ -306,6 +306,18 @@ mod tests {
                 );
             }
         }
+        // Pictures that are moved out of sight have no objects left, and nothing else would tell.
+        let text = serde_yaml::to_string(&Hyp { anchors: Some(3.0), ..Hyp::default() }).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("hyp.yaml");
+        for line in text.lines() {
+            let key = line.split(':').next().unwrap();
+            for (value, shown) in [(".inf", "inf"), ("-.inf", "-inf"), (".nan", "NaN")] {
+                std::fs::write(&file, text.replace(&format!("{line}\n"), &format!("{key}: {value}\n"))).unwrap();
+                let error = open(&file).unwrap_err().to_string();
+                assert!(error.contains(&format!("`{key}` is {shown}, expected ")), "{line}: {error}");
+            }
+        }
         assert!(refused("scale: 0.5", "scale: .inf").ends_with("`scale` is inf, expected a number"));
         assert!(refused("momentum: 0.937", "momentum: 1").ends_with("`momentum` is 1, expected 0 to below 1"));
         assert!(
