@@ -182,7 +182,8 @@ impl Tracer {
             let xavier = (6.0 / (4 * features) as f64).sqrt();
             let in_weight =
                 t.param("in_proj_weight", &[3 * features, features], ParamKind::Weight, Init::Uniform(xavier))?;
-            let in_bias = t.param("in_proj_bias", &[3 * features], ParamKind::Bias, Init::Zeros)?;
+            // YOLOv5's optimisers know biases by the name `bias`: this one decays and warms up as a weight.
+            let in_bias = t.param("in_proj_bias", &[3 * features], ParamKind::Weight, Init::Zeros)?;
             let (out_weight, out_bias) = t.module("out_proj", |t| {
                 let weight =
                     t.param("weight", &[features, features], ParamKind::Weight, Init::Uniform(bound(features)))?;

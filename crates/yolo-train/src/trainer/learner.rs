@@ -290,6 +290,23 @@ mod tests {
         assert!(parameters.iter().all(|p| !p.name.ends_with("anchors") && !p.name.contains("running")));
     }
 
+    /// `smart_optimizer` takes what is called `bias` for a bias, and nothing else: not attention's `in_proj_bias`.
+    #[test]
+    fn biases_are_known_by_their_whole_name() {
+        let yaml = YAML.replace("C3_GhostDynamicConv, [8]", "C3TR, [16]");
+        let config = NetworkConfig::parse("attention", &yaml).unwrap();
+        let (learner, _) = Learner::new(&config, 1, None, true, &[], &Device::Cpu).unwrap();
+        let parameters = learner.parameters();
+        let group = |end: &str| parameters.iter().find(|p| p.name.ends_with(end)).map(|p| p.group);
+        assert_eq!(group("ma.in_proj_bias"), Some(Group::Weight));
+        assert_eq!(group("ma.in_proj_weight"), Some(Group::Weight));
+        assert_eq!(group("ma.out_proj.bias"), Some(Group::Bias));
+        for parameter in parameters {
+            let named = parameter.name.rsplit('.').next() == Some("bias");
+            assert_eq!(parameter.group == Group::Bias, named, "{}", parameter.name);
+        }
+    }
+
     #[test]
     fn frozen_layers_are_left_out() {
         let learner = learner(&[1]);
