@@ -16,6 +16,8 @@ pub struct Schedule {
     pub epochs: usize,
     /// Falls along a half-wave of the cosine instead of a straight line.
     pub cosine: bool,
+    /// Batches an epoch.
+    pub batches: usize,
     /// Batches of the warm-up.
     pub warmup: usize,
     /// Learning rate of the biases at the start of the warm-up; the others start at 0.
@@ -70,8 +72,10 @@ impl Schedule {
     pub fn at(&self, step: usize, epoch: usize) -> Rates {
         let accumulate = Self::accumulation(self.batch, self.nominal);
         if step > self.warmup {
-            // YOLOv5's scheduler is an epoch behind its warm-up.
-            let lr = self.lr0 * self.factor(epoch.saturating_sub(1));
+            // The warm-up's last rate stays until its epoch ends; YOLOv5's scheduler, which sets those of the epochs after it, is
+            // an epoch behind.
+            let ended = self.warmup / self.batches.max(1);
+            let lr = self.lr0 * self.factor(if epoch > ended { epoch - 1 } else { epoch });
             return Rates { learning_rates: [lr; 3], momentum: self.momentum, accumulate };
         }
         let lr = self.lr0 * self.factor(epoch);
@@ -97,6 +101,7 @@ mod tests {
             lrf: 0.1,
             epochs: 100,
             cosine,
+            batches: 80,
             warmup: 200,
             warmup_bias_lr: 0.1,
             warmup_momentum: 0.8,
@@ -134,8 +139,48 @@ mod tests {
         assert!(near(half.momentum, 0.8685) && half.accumulate == 4);
         let end = schedule.at(200, 2);
         assert!(near(end.learning_rates[0], 0.01 * schedule.factor(2)) && end.accumulate == 8);
-        assert_eq!(schedule.at(201, 2).learning_rates, [0.01 * schedule.factor(1); 3]);
+        assert_eq!(schedule.at(239, 2).learning_rates, [0.01 * schedule.factor(2); 3]);
+        assert_eq!(schedule.at(240, 3).learning_rates, [0.01 * schedule.factor(2); 3]);
         assert_eq!(Schedule { warmup: 0, ..schedule }.at(1, 0).learning_rates, [0.01; 3]);
+    }
+
+    /// Batches an epoch, batches of the warm-up, the batch, its epoch; rates of biases and weights, momentum. The values are those
+    /// of tests/data/schedule.py.
+    #[test]
+    fn rates_are_those_of_yolov5s_loop() {
+        let values = [
+            (125, 375, 187, 1, 0.0546712, 0.004537866666666667, 0.8683173333333334),
+            (125, 375, 375, 3, 0.0073, 0.0073, 0.937),
+            (125, 375, 376, 3, 0.0073, 0.0073, 0.937),
+            (125, 375, 499, 3, 0.0073, 0.0073, 0.937),
+            (125, 375, 500, 4, 0.0073, 0.0073, 0.937),
+            (125, 375, 624, 4, 0.0073, 0.0073, 0.937),
+            (125, 375, 625, 5, 0.0064, 0.0064, 0.937),
+            (125, 375, 1249, 9, 0.0028, 0.0028, 0.937),
+            (40, 100, 50, 1, 0.05455, 0.00455, 0.8685),
+            (40, 100, 100, 2, 0.0082, 0.0082, 0.937),
+            (40, 100, 101, 2, 0.0082, 0.0082, 0.937),
+            (40, 100, 119, 2, 0.0082, 0.0082, 0.937),
+            (40, 100, 120, 3, 0.0082, 0.0082, 0.937),
+            (40, 100, 159, 3, 0.0082, 0.0082, 0.937),
+            (40, 100, 160, 4, 0.0073, 0.0073, 0.937),
+            (40, 100, 399, 9, 0.0028, 0.0028, 0.937),
+            (400, 200, 100, 0, 0.055, 0.005, 0.8685),
+            (400, 200, 200, 0, 0.01, 0.01, 0.937),
+            (400, 200, 201, 0, 0.01, 0.01, 0.937),
+            (400, 200, 399, 0, 0.01, 0.01, 0.937),
+            (400, 200, 400, 1, 0.01, 0.01, 0.937),
+            (400, 200, 799, 1, 0.01, 0.01, 0.937),
+            (400, 200, 800, 2, 0.0091, 0.0091, 0.937),
+            (400, 200, 3999, 9, 0.0028, 0.0028, 0.937),
+        ];
+        for (batches, warmup, step, epoch, bias, weight, momentum) in values {
+            let schedule = Schedule { epochs: 10, batches, warmup, ..schedule(false) };
+            let rates = schedule.at(step, epoch);
+            let [b, w, n] = rates.learning_rates;
+            assert!(near(b, bias) && near(w, weight) && near(n, weight), "{batches} {step}: {rates:?}");
+            assert!(near(rates.momentum, momentum), "{batches} {step}: {rates:?}");
+        }
     }
 
     #[test]

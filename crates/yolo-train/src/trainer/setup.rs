@@ -151,6 +151,7 @@ impl Trainer {
             lrf: hyp.lrf,
             epochs: options.epochs,
             cosine: options.cos_lr,
+            batches,
             warmup: Schedule::warmup_batches(hyp.warmup_epochs, batches),
             warmup_bias_lr: hyp.warmup_bias_lr,
             warmup_momentum: hyp.warmup_momentum,
