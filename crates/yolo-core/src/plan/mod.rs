@@ -16,6 +16,7 @@ mod round;
 mod tune;
 mod twin;
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 
 use candle_core::{DType, Device, Storage, Tensor};
@@ -305,14 +306,34 @@ impl Plan {
     /// Memory and threads to run it.
     ///
     /// # Errors
-    /// Where the system gives no threads.
+    /// Where the system gives no threads, or not the memory.
     pub fn session(&self) -> Result<PlanSession> {
-        let session = self.program.session().map_err(|cause| Error::Argument {
-            argument: "threads",
-            problem: format!("{} threads cannot be started: {cause}", self.threads()),
+        let session = self.program.session().map_err(|cause| match cause.kind() {
+            ErrorKind::OutOfMemory => self.too_large(),
+            _ => Error::Argument {
+                argument: "threads",
+                problem: format!("{} threads cannot be started: {cause}", self.threads()),
+            },
         })?;
-        let outputs = self.outputs.iter().map(|dims| vec![0.0; dims.iter().product()]).collect();
+        let zeros = |dims: &Vec<usize>| {
+            let len = dims.iter().product();
+            // Asked for first: where `vec!` is refused, the process ends. Its zeros cost nothing until they are touched.
+            Vec::<f32>::new().try_reserve_exact(len).map_err(|_| self.too_large())?;
+            Ok(vec![0.0; len])
+        };
+        let outputs = self.outputs.iter().map(zeros).collect::<Result<_>>()?;
         Ok(PlanSession { session, outputs, times: vec![0; self.steps.len()] })
+    }
+
+    fn too_large(&self) -> Error {
+        let outputs: usize = self.outputs.iter().map(|dims| dims.iter().product::<usize>()).sum();
+        let gigabytes = (self.memory() + size_of::<f32>() * outputs) as f64 / 1e9;
+        let (batch, (_, height, width)) = (self.batch, self.input);
+        let problem = format!(
+            "a batch of {batch} at {height}x{width} takes {gigabytes:.1} GB of memory, which the system does not give: take a \
+             smaller size or batch"
+        );
+        Error::Argument { argument: "size", problem }
     }
 
     /// Runs it on `input`, `[batch, channels, height, width]`; the results stay in the session. Of rows of boxes whose

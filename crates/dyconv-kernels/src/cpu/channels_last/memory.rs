@@ -1,5 +1,7 @@
 //! Memory of a program: cache lines, and where in it maps lie.
 
+use std::io::{self, ErrorKind};
+
 use memmap2::MmapMut;
 
 /// As many values as a cache line holds.
@@ -34,12 +36,25 @@ impl Default for Memory {
 const LARGE: usize = 2 << 20;
 
 impl Lines {
-    /// `len` zeros.
+    /// `len` zeros, for what is small beside a network's maps.
     pub(super) fn zeros(len: usize) -> Self {
+        Self::granted(len).expect("more values than the memory has room for")
+    }
+
+    /// `len` zeros.
+    ///
+    /// # Errors
+    /// Of kind [`ErrorKind::OutOfMemory`] where the system does not give so much.
+    pub(super) fn granted(len: usize) -> io::Result<Self> {
+        let refused = || io::Error::from(ErrorKind::OutOfMemory);
         let bytes = len.checked_mul(size_of::<f32>()).filter(|bytes| *bytes <= isize::MAX as usize);
-        let memory = pages(bytes.expect("more values than a memory can have")).map(Memory::Pages);
-        let lines = || Memory::Lines(vec![Line([0.0; LINE]); len.div_ceil(LINE)]);
-        Self { memory: memory.unwrap_or_else(lines), len }
+        if let Some(pages) = pages(bytes.ok_or_else(refused)?) {
+            return Ok(Self { memory: Memory::Pages(pages), len });
+        }
+        let (mut lines, count) = (Vec::new(), len.div_ceil(LINE));
+        lines.try_reserve_exact(count).map_err(|_| refused())?;
+        lines.resize(count, Line([0.0; LINE]));
+        Ok(Self { memory: Memory::Lines(lines), len })
     }
 
     /// Makes room for `len` values. Where there was less, all of them are zeros then.

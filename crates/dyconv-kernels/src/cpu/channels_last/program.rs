@@ -182,18 +182,19 @@ impl Program {
     /// Memory and threads to run it.
     ///
     /// # Errors
-    /// Where the system gives no threads.
+    /// Where the system gives no threads, or, of kind [`OutOfMemory`](std::io::ErrorKind::OutOfMemory), not the memory.
     pub fn session(&self) -> std::io::Result<Session> {
+        let memory = Lines::granted(self.memory)?;
         let mut own = Vec::new();
         for _ in 0..self.threads {
-            let mut one = Own { table: Table::default(), scratch: Lines::zeros(self.own) };
+            let mut one = Own { table: Table::default(), scratch: Lines::granted(self.own)? };
             let reserve = Reserve { program: self, table: &mut one.table };
             with(self.isa, reserve);
             own.push(one);
         }
         Ok(Session {
             program: self.number,
-            memory: Lines::zeros(self.memory),
+            memory,
             own,
             team: Team::new(self.threads)?,
             times: vec![0; self.actions.len()],
