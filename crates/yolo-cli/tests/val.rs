@@ -188,6 +188,24 @@ fn one_class_of_all() {
     assert!(!out.contains("  item  "), "{out}");
 }
 
+/// The network has a single level, of which YOLOv5's rule leaves out the first and the last view: what counts is the mirrored one.
+#[test]
+fn pictures_are_seen_in_three_sizes() {
+    let place = Place::new();
+    let (out, _) = place.run(&["--noplots", "--augment"], 0);
+    assert!(out.contains("augment=True, "), "{out}");
+    let total = out.lines().find(|line| line.trim_start().starts_with("all ")).unwrap_or_else(|| panic!("{out}"));
+    let columns: Vec<&str> = total.split_whitespace().collect();
+    assert_eq!(columns[..3], ["all", "3", "16"], "{out}");
+
+    tiny::segmentation(&place.at("tiny.safetensors"));
+    let (_, err) = place.run(&["--augment"], 2);
+    assert_eq!(
+        err,
+        "error: augment: masks of several sizes cannot be put together: it takes a network for detection\n"
+    );
+}
+
 #[test]
 fn without_labels_there_are_zeros_and_a_warning() {
     let place = Place::new();

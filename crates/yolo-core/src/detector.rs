@@ -16,7 +16,7 @@ use crate::post::{
     scale_boxes, scale_mask, scale_segments,
 };
 use crate::weights::{Weights, checkpoint};
-use crate::{Detection, Error, Graph, Mask, NetworkConfig, Result};
+use crate::{Detection, Error, Graph, Mask, NetworkConfig, Result, augment};
 
 /// What is looked for and kept; the defaults are those of YOLOv5's `detect`.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +37,9 @@ pub struct DetectOptions {
     pub rect: bool,
     /// Make masks at the picture's resolution instead of the network's.
     pub retina_masks: bool,
+    /// See each picture in three sizes, in one of them mirrored ([`augment`](crate::augment)): more is found, in two to three times
+    /// the time. Detection only.
+    pub augment: bool,
 }
 
 impl Default for DetectOptions {
@@ -50,6 +53,7 @@ impl Default for DetectOptions {
             agnostic_nms: false,
             rect: true,
             retina_masks: false,
+            augment: false,
         }
     }
 }
@@ -125,6 +129,12 @@ pub struct Raw {
 }
 
 impl Raw {
+    fn new(prepared: &Prepared, found: Found, speed: Speed) -> Self {
+        let Found { rows, columns, prototypes } = found;
+        let network_shape = [prepared.shape.0 as usize, prepared.shape.1 as usize];
+        Self { rows, columns, prototypes, placements: prepared.placements.clone(), network_shape, speed }
+    }
+
     /// Each picture by itself, with its share of the time, so that they can be finished in several threads.
     ///
     /// # Errors
@@ -253,6 +263,9 @@ impl Detector {
             }
             *side = side.next_multiple_of(stride);
         }
+        if options.augment {
+            augment::check(&self.graph)?;
+        }
         if options.max_det == 0 {
             return fail("max_det", "must be at least 1".into());
         }
@@ -354,7 +367,12 @@ impl Detector {
     /// # Errors
     /// Where the device fails.
     pub fn infer(&self, prepared: &Prepared) -> Result<Raw> {
+        // Rows that suppression would drop need not be decoded: those of an objectness below the threshold, rounding aside.
+        let threshold = (self.options.conf_thres as f32).next_down();
         let (height, width) = (prepared.shape.0 as usize, prepared.shape.1 as usize);
+        if self.options.augment {
+            return self.infer_augmented(prepared, (height, width), threshold);
+        }
         // Done once a size, and no part of what a picture takes.
         let ready = self.engine.ready(&self.graph, prepared.len(), (height, width))?;
         let start = Instant::now();
@@ -363,13 +381,28 @@ impl Detector {
         let pre_process = prepared.pre_process + start.elapsed();
 
         let start = Instant::now();
-        // Rows that suppression would drop need not be decoded: those of an objectness below the threshold, rounding aside.
-        let threshold = (self.options.conf_thres as f32).next_down();
-        let Found { rows, columns, prototypes } =
-            self.engine.run(ready, (&prepared.pixels, input.as_ref()), threshold)?;
+        let found = self.engine.run(ready, (&prepared.pixels, input.as_ref()), threshold)?;
         let speed = Speed { pre_process, inference: start.elapsed(), nms: Duration::ZERO };
-        let placements = prepared.placements.clone();
-        Ok(Raw { rows, columns, prototypes, placements, network_shape: [height, width], speed })
+        Ok(Raw::new(prepared, found, speed))
+    }
+
+    /// [`Detector::infer`] in the sizes of [`augment`].
+    fn infer_augmented(&self, prepared: &Prepared, size: (usize, usize), threshold: f32) -> Result<Raw> {
+        let sizes = augment::sizes(&self.graph, size).into_iter();
+        let ready =
+            sizes.map(|size| self.engine.ready(&self.graph, prepared.len(), size)).collect::<Result<Vec<_>>>()?;
+        let start = Instant::now();
+        let x = prepared.tensor()?;
+        let pre_process = prepared.pre_process + start.elapsed();
+
+        let start = Instant::now();
+        let mut ready = ready.into_iter();
+        let rows = augment::augmented(&self.graph, &x, |view| match ready.next().flatten() {
+            Some(ready) => self.engine.rows(Some(ready), view, threshold),
+            None => self.engine.rows(None, &view.to_device(&self.device)?.to_dtype(self.dtype)?, threshold),
+        })?;
+        let speed = Speed { pre_process, inference: start.elapsed(), nms: Duration::ZERO };
+        Ok(Raw::new(prepared, Found::new(&rows, None)?, speed))
     }
 
     /// The third stage: suppression, boxes in the pictures' pixels, masks.
@@ -465,89 +498,4 @@ fn segmented(found: &[Candidate], prototypes: &Tensor, placement: &Placement, re
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::Model;
-
-    #[test]
-    fn weights_that_are_no_numbers_are_not_an_empty_picture() {
-        let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
-        let picture = RgbImage::new(64, 64);
-        let mut tensors = graph.init(1, &Device::Cpu).unwrap();
-        let detect = |tensors: &std::collections::HashMap<_, _>| {
-            let weights = Weights::from_tensors(tensors.clone(), Default::default());
-            let detector = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
-            detector.with_options(DetectOptions { imgsz: [64, 64], ..Default::default() }).unwrap().detect(&picture)
-        };
-        assert!(detect(&tensors).is_ok());
-        let weight = tensors.get_mut("model.3.conv.weight").unwrap();
-        *weight = (&*weight * f64::NAN).unwrap();
-        let text = detect(&tensors).unwrap_err().to_string();
-        assert!(text.contains("not numbers (NaN)"), "{text}");
-    }
-
-    #[test]
-    fn pictures_finished_one_by_one_are_those_of_the_batch() {
-        let graph = Graph::new(&NetworkConfig::open("yolov5n-seg").unwrap()).unwrap();
-        let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
-        let detector = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
-        let options = DetectOptions { imgsz: [64, 64], conf_thres: 0.0, max_det: 3, ..Default::default() };
-        let detector = detector.with_options(options).unwrap();
-        // Different shapes, which get a common one.
-        let pictures = [(64, 64, 9), (90, 40, 200), (20, 60, 100)]
-            .map(|(width, height, grey)| RgbImage::from_pixel(width, height, image::Rgb([grey; 3])));
-        let batch = detector.detect_batch(&pictures).unwrap();
-        assert_eq!(batch.network_shape, [64, 64]);
-        assert!(batch.pictures.iter().all(|found| found.len() == 3));
-
-        let prepared = detector.prepare(&pictures).unwrap();
-        assert_eq!(prepared.len(), 3);
-        let raw = detector.infer(&prepared).unwrap().split().unwrap();
-        let each: Vec<_> = raw.iter().map(|raw| detector.finish(raw).unwrap()).collect();
-        let apart: Vec<_> = each.iter().flat_map(|batch| batch.pictures.clone()).collect();
-        assert_eq!(apart, batch.pictures);
-        assert!(each.iter().all(|batch| batch.speed.inference == each[0].speed.inference));
-    }
-
-    #[test]
-    fn a_model_sees_what_a_plan_sees() {
-        let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
-        let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
-        let options = DetectOptions { imgsz: [64, 64], conf_thres: 0.0, max_det: 3, ..Default::default() };
-        let plan = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
-        let plan = plan.with_options(options).unwrap();
-        let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
-        let model = Detector { engine: Engine::Model(Box::new(model)), ..plan.clone() };
-        let colour = |x: u32, y: u32| image::Rgb([2 * x as u8, 2 * y as u8, (x * y) as u8]);
-        let pictures = [(64, 40), (90, 64)].map(|(width, height)| RgbImage::from_fn(width, height, colour));
-        let (expected, got) = (model.detect_batch(&pictures).unwrap(), plan.detect_batch(&pictures).unwrap());
-        assert_eq!(got.network_shape, expected.network_shape);
-        for (got, expected) in got.pictures.iter().flatten().zip(expected.pictures.iter().flatten()) {
-            assert_eq!((got.bbox, got.class), (expected.bbox, expected.class));
-            assert!((got.confidence - expected.confidence).abs() < 1e-4 * expected.confidence, "{got:?} {expected:?}");
-        }
-        assert_eq!(got.pictures.iter().map(Vec::len).collect::<Vec<_>>(), [3, 3]);
-        assert!(plan.detect_batch(&[]).unwrap_err().to_string().contains("at least one picture"));
-    }
-
-    #[test]
-    fn runs_beside_each_other_give_what_each_gives_alone() {
-        let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
-        let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
-        let options = DetectOptions { imgsz: [128, 128], conf_thres: 0.0, max_det: 3, ..Default::default() };
-        let alone = Detector::load(&weights, Some(graph.config()), &Device::Cpu, DType::F32).unwrap();
-        let alone = alone.with_options(options).unwrap();
-        let together = alone.clone().with_lanes(3);
-        assert_eq!((alone.lanes(), together.lanes()), (1, 3));
-        let pictures: Vec<_> =
-            (0..12u8).map(|i| RgbImage::from_pixel(64 + 40 * u32::from(i % 2), 64, image::Rgb([20 * i; 3]))).collect();
-        let expected: Vec<_> = pictures.iter().map(|picture| alone.detect(picture).unwrap()).collect();
-        let got: Vec<_> = std::thread::scope(|scope| {
-            let runs: Vec<_> =
-                pictures.iter().map(|picture| scope.spawn(|| together.detect(picture).unwrap())).collect();
-            runs.into_iter().map(|run| run.join().unwrap()).collect()
-        });
-        assert_eq!(got, expected);
-        assert!(expected.iter().any(|found| *found != expected[0]));
-    }
-}
+mod tests;

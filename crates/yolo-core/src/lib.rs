@@ -1,5 +1,6 @@
 //! YOLOv5 networks with dynamic convolution, built from YOLOv5's YAML and run on Candle: from weights to detections.
 
+pub mod augment;
 pub mod config;
 pub mod detection;
 pub mod detector;

@@ -206,3 +206,46 @@ fn features_are_those_of_the_model() {
         }
     }
 }
+
+/// Three sizes, one of them mirrored: `DetectionModel(...).eval()(input, augment=True)` of YOLOv5 on the golden's input.
+#[test]
+fn augmented_rows_are_those_of_pytorch() {
+    let case = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/data/goldens/net_n_detect_C3_GhostDynamicConv");
+    let weights = Weights::open(case.with_extension("safetensors")).unwrap();
+    let graph = Graph::new(&NetworkConfig::open(case.with_extension("yaml")).unwrap()).unwrap();
+    let input = weights.tensor("input", DType::F32, &Device::Cpu).unwrap();
+    let once = |x: &Tensor| -> yolo_core::Result<Tensor> { Ok(run(&graph, &weights, x, 2).main) };
+    let rows = yolo_core::augment::augmented(&graph, &input, once).unwrap();
+    assert_eq!(rows.dims(), [2, 2640, 85]);
+    let expected: [(usize, [f32; 5]); 6] = [
+        (0, [3.704652, 4.082403, 8.540277, 14.21025, 0.001339439]),
+        (1199, [120.8269, 151.9284, 63.69487, 113.8498, 0.00510333]),
+        (1200, [123.5365, 4.918547, 10.28945, 17.12083, 0.001339441]),
+        (2459, [-7.963638, 171.8413, 423.48, 385.8482, 0.01902495]),
+        (2460, [11.75675, 12.81868, 50.25872, 87.21623, 0.004826709]),
+        (2639, [120.6714, 165.1168, 524.6094, 477.991, 0.01902497]),
+    ];
+    for (row, expected) in expected {
+        let got = rows.get(1).unwrap().get(row).unwrap().to_vec1::<f32>().unwrap();
+        for (got, expected) in got.iter().zip(expected) {
+            assert!((got - expected).abs() <= 1e-5 + 1e-4 * expected.abs(), "row {row}: {got} is not {expected}");
+        }
+    }
+    let sums = rows.get(1).unwrap().sum(0).unwrap().to_vec1::<f32>().unwrap();
+    for (got, expected) in sums.iter().zip([153876.8, 234841.7, 102545.7, 129293.6, 7.41491, 19.94097]) {
+        assert!((got - expected).abs() <= 1e-4 * expected.abs(), "{got} is not {expected}");
+    }
+}
+
+/// A network that is too large for any memory is an error, not the end of the process.
+#[test]
+fn memory_that_the_system_does_not_give_is_an_error() {
+    let yaml = "nc: 1\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: 3\nhead: []\nbackbone:\n  - [-1, 1, Conv, [4]]\n";
+    let graph = Graph::new(&NetworkConfig::parse("one.yaml", yaml).unwrap()).unwrap();
+    let weights = random_weights(&graph);
+    // Larger than the addresses that a process has.
+    let options = PlanOptions { batch: 1024, size: (1 << 16, 1 << 17), ..PlanOptions::default() };
+    let plan = Plan::compile(&graph, &weights, &options).unwrap();
+    let problem = plan.session().unwrap_err().to_string();
+    assert!(problem.contains("a batch of 1024 at 65536x131072 takes") && problem.contains("smaller"), "{problem}");
+}

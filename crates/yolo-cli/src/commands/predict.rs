@@ -35,7 +35,7 @@ const INTERRUPTED: u8 = 130;
 ///
 /// With neither --weights nor --source, a network that is built in looks at pictures that are built in.
 ///
-/// Of YOLOv5's flags there are no --augment, --visualize, --view-img, --update, --dnn and --vid-stride.
+/// Of YOLOv5's flags there are no --visualize, --view-img, --update, --dnn and --vid-stride.
 ///
 /// Exit status: 0 all done, 1 some pictures could not be used, 2 nothing could be done.
 #[derive(Debug, clap::Args)]
@@ -116,6 +116,10 @@ pub(crate) struct Args {
     /// Let objects of different classes suppress each other
     #[arg(long)]
     agnostic_nms: bool,
+
+    /// See each picture in three sizes, in one of them mirrored: more is found, in two to three times the time (detection only)
+    #[arg(long)]
+    augment: bool,
 
     /// Folder of runs [default: runs/detect, for segmentation runs/predict-seg]
     #[arg(long, value_name = "FOLDER")]
@@ -285,6 +289,7 @@ fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<Detec
         agnostic_nms: args.agnostic_nms,
         rect: !args.square,
         retina_masks: args.retina_masks,
+        augment: args.augment,
     };
     let detector = Detector::load(&weights, config.as_ref(), device, dtype)?.with_options(options)?;
     let detector = if args.tune { detector.with_tuning(fetch::tuning_file()?) } else { detector };
@@ -387,6 +392,7 @@ fn arguments_line(args: &Args, detector: &Detector, project: &Path) -> String {
         ("nosave", boolean(args.nosave).into()),
         ("classes", args.classes.as_deref().map_or_else(none, list)),
         ("agnostic_nms", boolean(args.agnostic_nms).into()),
+        ("augment", boolean(args.augment).into()),
         ("project", project.display().to_string()),
         ("name", args.name.clone()),
         ("exist_ok", boolean(args.exist_ok).into()),

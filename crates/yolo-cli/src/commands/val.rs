@@ -86,6 +86,10 @@ pub(crate) struct Args {
     #[arg(long)]
     single_cls: bool,
 
+    /// See each picture in three sizes, in one of them mirrored, as `yolo predict --augment` does (detection only)
+    #[arg(long)]
+    augment: bool,
+
     /// Print the row of every class, however many there are
     #[arg(long)]
     verbose: bool,
@@ -247,7 +251,8 @@ fn load(args: &Args, device: &Device, console: &Console) -> anyhow::Result<(Netw
     let dtype = dtype(args.half, args.precision, device, console)?;
     let named = weights.metadata().names.is_some();
     let trained = weights.metadata().imgsz.and_then(|side| u32::try_from(side).ok()).filter(|side| *side > 0);
-    Ok((Network::load(&weights, config.as_ref(), device, dtype)?, named, trained))
+    let network = Network::load(&weights, config.as_ref(), device, dtype)?;
+    Ok((if args.augment { network.augmented()? } else { network }, named, trained))
 }
 
 fn default_project(network: &Network) -> PathBuf {
@@ -415,6 +420,7 @@ fn arguments_line(args: &Args, imgsz: u32, network: &Network, project: &Path) ->
         ("device", args.device.clone()),
         ("workers", args.workers.to_string()),
         ("single_cls", boolean(args.single_cls).into()),
+        ("augment", boolean(args.augment).into()),
         ("verbose", boolean(args.verbose).into()),
         ("save_txt", boolean(args.save_txt).into()),
         ("save_conf", boolean(args.save_conf).into()),

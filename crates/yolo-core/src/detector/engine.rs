@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use candle_core::{DType, Device, Tensor};
 
 use crate::weights::Weights;
-use crate::{Error, Graph, Model, Outputs, Plan, PlanOptions, PlanSession, Precision, Result};
+use crate::{Error, Graph, Model, Plan, PlanOptions, PlanSession, Precision, Result};
 
 /// Plans that are kept: pictures of other shapes make others.
 const PLANS: usize = 8;
@@ -97,16 +97,36 @@ impl Engine {
         threshold: f32,
     ) -> Result<Found> {
         match (self, ready, x) {
-            (Self::Model(model), _, Some(x)) => Found::new(&model.run(x)?),
+            (Self::Model(model), _, Some(x)) => {
+                let outputs = model.run(x)?;
+                Found::new(&outputs.main, outputs.prototypes.as_ref())
+            }
             (Self::Plans { plans, .. }, Some(mut ready), _) => {
                 let found = ready.run(pixels, threshold);
                 // A run that panics takes its session along.
                 give_back(plans, ready);
                 found
             }
-            _ => Err(Error::Device("nothing was made ready for the run".into())),
+            _ => Err(nothing_ready()),
         }
     }
+
+    /// Runs it on a tensor as the engine takes it, and gives its rows of boxes, as [`Engine::run`] has them.
+    pub(super) fn rows(&self, ready: Option<Ready>, x: &Tensor, threshold: f32) -> Result<Tensor> {
+        match (self, ready) {
+            (Self::Plans { plans, .. }, Some(mut ready)) => {
+                let outputs = ready.plan.forward(&mut ready.session, x, Some(threshold));
+                give_back(plans, ready);
+                Ok(outputs?.main)
+            }
+            (Self::Model(model), _) => Ok(model.run(x)?.main),
+            (Self::Plans { .. }, None) => Err(nothing_ready()),
+        }
+    }
+}
+
+fn nothing_ready() -> Error {
+    Error::Device("nothing was made ready for the run".into())
 }
 
 /// A plan, and a session of it for one run.
@@ -135,12 +155,12 @@ pub(super) struct Found {
 }
 
 impl Found {
-    fn new(outputs: &Outputs) -> Result<Self> {
-        let (_, _, columns) = outputs.main.dims3()?;
+    /// `rows` is `[batch, rows, columns]`.
+    pub(super) fn new(rows: &Tensor, prototypes: Option<&Tensor>) -> Result<Self> {
+        let (_, _, columns) = rows.dims3()?;
         // The copy waits for a GPU to finish.
-        let rows = outputs.main.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_from(1)?.to_vec2()?;
-        let prototypes =
-            outputs.prototypes.as_ref().map(|prototypes| prototypes.to_device(&Device::Cpu)).transpose()?;
+        let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?.flatten_from(1)?.to_vec2()?;
+        let prototypes = prototypes.map(|prototypes| prototypes.to_device(&Device::Cpu)).transpose()?;
         Ok(Self { rows, columns, prototypes })
     }
 }

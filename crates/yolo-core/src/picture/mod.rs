@@ -6,6 +6,7 @@
 
 mod draw;
 mod font;
+mod interpolate;
 mod letterbox;
 mod read;
 pub mod reference;
@@ -14,6 +15,7 @@ mod write;
 
 pub use draw::{PALETTE, Style, annotate, colour};
 pub use font::TextLine;
+pub use interpolate::{Tap, interpolate, taps};
 pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, letterbox_shape, to_tensor};
 pub use read::{MAX_BYTES, MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;

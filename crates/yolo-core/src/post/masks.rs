@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::detection::Mask;
-use crate::picture::Placement;
+use crate::picture::{Placement, Tap, taps};
 use crate::{Error, Result};
 
 /// Masks at the prototypes' resolution, or upsampled to the network's input.
@@ -253,30 +253,10 @@ impl Zoom {
             let high = &plane.data[row.high * plane.width..][..plane.width];
             let span = window.left..window.right;
             for (out, column) in out[span.clone()].iter_mut().zip(&self.columns[span]) {
-                let along =
-                    |line: &[f32]| line[column.low] * column.weight_low + line[column.high] * column.weight_high;
-                *out = u8::from(inside(along(low) * row.weight_low + along(high) * row.weight_high));
+                let along = |line: &[f32]| line[column.low] * (1.0 - column.part) + line[column.high] * column.part;
+                *out = u8::from(inside(along(low) * (1.0 - row.part) + along(high) * row.part));
             }
         }
         mask
     }
-}
-
-/// Where an output pixel reads along one axis.
-struct Tap {
-    low: usize,
-    high: usize,
-    weight_low: f32,
-    weight_high: f32,
-}
-
-fn taps(from: usize, to: usize) -> Vec<Tap> {
-    let scale = from as f32 / to as f32;
-    let tap = |index: usize| {
-        let position = (scale * (index as f32 + 0.5) - 0.5).max(0.0);
-        let low = (position as usize).min(from - 1);
-        let weight_high = (position - low as f32).clamp(0.0, 1.0);
-        Tap { low, high: (low + 1).min(from - 1), weight_low: 1.0 - weight_high, weight_high }
-    };
-    (0..to).map(tap).collect()
 }

@@ -1,6 +1,7 @@
 //! Masks side by side: resizing, and overlap.
 
 use yolo_core::Mask;
+use yolo_core::picture::taps;
 
 /// Keeps the quotient a number where both masks are empty.
 const EPSILON: f32 = 1e-7;
@@ -86,23 +87,6 @@ fn resized(plane: &[f32], from: (usize, usize), to: (usize, usize), inside: impl
         }));
     }
     out
-}
-
-/// Where a pixel of the result reads along one axis: two neighbours, and the share of the second.
-struct Tap {
-    low: usize,
-    high: usize,
-    part: f32,
-}
-
-fn taps(from: usize, to: usize) -> Vec<Tap> {
-    let scale = from as f32 / to.max(1) as f32;
-    let tap = |index: usize| {
-        let position = (scale * (index as f32 + 0.5) - 0.5).max(0.0);
-        let low = (position as usize).min(from - 1);
-        Tap { low, high: (low + 1).min(from - 1), part: (position - low as f32).clamp(0.0, 1.0) }
-    };
-    (0..to).map(tap).collect()
 }
 
 #[cfg(test)]

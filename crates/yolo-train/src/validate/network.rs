@@ -1,6 +1,7 @@
 //! The network that is validated: compiled plans on the CPU, layer by layer elsewhere.
 
 use candle_core::{DType, Device, Tensor};
+use yolo_core::augment::{augmented, check, sizes};
 use yolo_core::weights::Weights;
 use yolo_core::{Graph, Model, NetworkConfig, Outputs, Plan, PlanOptions, PlanSession, Precision};
 
@@ -17,6 +18,7 @@ pub struct Network {
     names: Vec<String>,
     device: Device,
     dtype: DType,
+    augment: bool,
 }
 
 #[derive(Debug)]
@@ -60,7 +62,16 @@ impl Network {
             }
             None => Engine::Model(Box::new(Model::from_weights(graph.clone(), weights, device, dtype)?)),
         };
-        Ok(Self { graph, engine, names, device: device.clone(), dtype })
+        Ok(Self { graph, engine, names, device: device.clone(), dtype, augment: false })
+    }
+
+    /// The same network that sees each batch in three sizes, in one of them mirrored ([`yolo_core::augment`]).
+    ///
+    /// # Errors
+    /// Of a network for segmentation.
+    pub fn augmented(self) -> Result<Self> {
+        check(&self.graph)?;
+        Ok(Self { augment: true, ..self })
     }
 
     /// The network itself.
@@ -83,6 +94,14 @@ impl Network {
     /// # Errors
     /// Where the network does not take such an input.
     pub fn ready(&mut self, batch: usize, size: (usize, usize)) -> Result<()> {
+        if self.augment {
+            return sizes(&self.graph, size).into_iter().try_for_each(|size| self.compiled(batch, size));
+        }
+        self.compiled(batch, size)
+    }
+
+    /// Puts the plan for this shape at the end of those that are kept.
+    fn compiled(&mut self, batch: usize, size: (usize, usize)) -> Result<()> {
         let Engine::Plans { weights, precision, plans } = &mut self.engine else { return Ok(()) };
         let fits = |(plan, _): &(Plan, PlanSession)| plan.batch() == batch && plan.size() == size;
         let last = match plans.iter().position(fits) {
@@ -115,8 +134,20 @@ impl Network {
     /// # Errors
     /// Where the device fails, or the network gives values that are not numbers.
     pub fn run(&mut self, input: &Tensor, threshold: f32) -> Result<Outputs> {
+        if !self.augment {
+            return self.run_once(input, threshold);
+        }
+        let (graph, device, dtype) = (self.graph.clone(), self.device.clone(), self.dtype);
+        let input = input.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
+        let main = augmented(&graph, &input, |view| -> Result<Tensor> {
+            Ok(self.run_once(&view.to_device(&device)?.to_dtype(dtype)?, threshold)?.main)
+        })?;
+        Ok(Outputs { main, prototypes: None, features: Vec::new() })
+    }
+
+    fn run_once(&mut self, input: &Tensor, threshold: f32) -> Result<Outputs> {
         let (batch, _, height, width) = input.dims4()?;
-        self.ready(batch, (height, width))?;
+        self.compiled(batch, (height, width))?;
         let outputs = match &mut self.engine {
             Engine::Model(model) => model.run(input)?,
             Engine::Plans { plans, .. } => match plans.last_mut() {
