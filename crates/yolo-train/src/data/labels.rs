@@ -112,7 +112,8 @@ fn read(file: &Path) -> Result<Option<String>, String> {
 /// there before. Where one row has an outline, all have one: a box's is its four corners.
 fn parse(text: &str, labels: &mut Labels) -> Result<usize, String> {
     let mut rows: Vec<Vec<f32>> = Vec::new();
-    for (index, line) in text.lines().enumerate() {
+    // Some programs end lines with a carriage return alone.
+    for (index, line) in text.lines().flat_map(|line| line.split('\r')).enumerate() {
         let row: Vec<f32> = line
             .split_whitespace()
             .map(|word| match word.parse::<f32>() {
@@ -212,6 +213,14 @@ mod tests {
         assert_eq!(labels.segments[0], [[0.25, 0.25], [0.75, 0.25], [0.5, 0.75]]);
         assert_eq!(labels.segments[1], [[0.25, 0.375], [0.75, 0.375], [0.75, 0.625], [0.25, 0.625]]);
         assert_eq!(parsed(" \n").unwrap().0.boxes.len(), 0);
+
+        // Three rows on one line would be taken for an outline of seven points.
+        let rows = ["0 .5 .5 .2 .2", "1 .2 .2 .1 .1", "0 .3 .3 .1 .1"];
+        let expected = parsed(&rows.join("\n")).unwrap();
+        assert_eq!((expected.0.boxes.len(), expected.0.segments.len()), (3, 0));
+        for end in ["\r\n", "\r"] {
+            assert_eq!(parsed(&(rows.join(end) + end)).unwrap(), expected, "{end:?}");
+        }
     }
 
     #[test]
