@@ -170,6 +170,11 @@ impl Optimizer {
         Ok(())
     }
 
+    /// Forgets the gradients since the last step.
+    pub fn forget(&mut self) {
+        self.slots.iter_mut().for_each(|slot| slot.pending = false);
+    }
+
     /// Changes the parameters by the gradients since the last step, which are shortened to a common norm of at most
     /// `max_norm`, and forgets the gradients. Gives the norm before that.
     ///
@@ -418,6 +423,20 @@ mod tests {
         once.step(10.0).unwrap();
         let (mut twice, var) = optimizer(OptimizerKind::Sgd, Group::Weight);
         twice.accumulate(&backward(&var, GRADIENTS[0])).unwrap();
+        twice.accumulate(&backward(&var, GRADIENTS[1])).unwrap();
+        twice.step(10.0).unwrap();
+        assert_eq!(values(&var), values(&single));
+    }
+
+    #[test]
+    fn gradients_that_were_forgotten_count_for_nothing() {
+        let (mut once, single) = optimizer(OptimizerKind::Sgd, Group::Weight);
+        once.accumulate(&backward(&single, GRADIENTS[1])).unwrap();
+        once.step(10.0).unwrap();
+        let (mut twice, var) = optimizer(OptimizerKind::Sgd, Group::Weight);
+        twice.accumulate(&backward(&var, GRADIENTS[0])).unwrap();
+        twice.forget();
+        assert!(!twice.state().keys().any(|name| name.contains("gradient")));
         twice.accumulate(&backward(&var, GRADIENTS[1])).unwrap();
         twice.step(10.0).unwrap();
         assert_eq!(values(&var), values(&single));

@@ -17,6 +17,10 @@ impl Trainer {
         let (done, batches) = (self.state.batch, self.state.batches);
         let masks = self.learner.graph().num_masks() > 0;
         listener(Event::Epoch { masks, done, batches });
+        if done == 0 {
+            // As in YOLOv5, gradients that the epoch before left without a step are lost.
+            self.optimizer.forget();
+        }
         let mut report = None;
         for (index, batch) in self.train.epoch(epoch).enumerate().skip(done) {
             let mut batch = batch?;

@@ -163,3 +163,27 @@ fn pictures_are_of_two_strides_at_least() {
         assert_eq!(told.has(&format!("--imgsz {asked} must be")), asked != expected, "{:?}", told.0);
     }
 }
+
+/// With a nominal batch of more pictures than an epoch has, the first batch of all is the only one that a step is taken after.
+#[test]
+fn gradients_left_without_a_step_end_with_their_epoch() {
+    let (_folder, mut options) = place();
+    options.rect = true;
+    options.noautoanchor = true;
+    options.nominal_batch = 1000 * options.batch_size;
+    // The step's rate is 0: an epoch is like the other.
+    let hyp = Hyp { warmup_bias_lr: 0.0, ..Hyp::default().without_augmentation() };
+    let mut trainer = Trainer::new(options, hyp, &Device::Cpu, &mut |_: Event<'_>| {}).unwrap();
+    let mut gradients = |epoch| {
+        assert!(trainer.train_epoch(epoch, &Stop::default(), &mut |_: Event<'_>| {}).unwrap());
+        assert_eq!((trainer.state.batch, trainer.optimizer.steps()), (2, 1));
+        trainer.state.batch = 0;
+        let state = trainer.optimizer.state();
+        let of = |name: &str| state[&format!("optimizer.gradient.{name}")].flatten_all().unwrap().to_vec1::<f32>();
+        ["model.0.conv.weight", "model.3.m.0.bias"].map(|name| of(name).unwrap())
+    };
+    let (first, second, third) = (gradients(0), gradients(1), gradients(2));
+    assert!(second.iter().flatten().any(|value| *value != 0.0));
+    assert_ne!(first, second);
+    assert_eq!(second, third);
+}
