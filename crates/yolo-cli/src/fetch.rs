@@ -80,6 +80,9 @@ pub(crate) fn resolve_weights(arg: &str) -> anyhow::Result<PathBuf> {
     if path.is_dir() {
         bail!("{arg} is a folder, expected a weights file");
     }
+    if path.exists() && !path.is_file() {
+        bail!("{arg} is a pipe or a device, expected a weights file, which can be mapped into memory");
+    }
     if path.is_file() {
         return if is_checkpoint(path) { converted(path) } else { Ok(path.to_path_buf()) };
     }

@@ -46,9 +46,18 @@ fn end_with_the_reader() {
     let _ = signal_hook::flag::register_conditional_default(signal_hook::consts::SIGPIPE, always);
 }
 
+/// Takes `-1` for a value, not for a flag, so that what refuses it says of which flag, and what it expects.
+fn with_negative_numbers(command: clap::Command) -> clap::Command {
+    let command = command.mut_args(|arg| {
+        let takes_values = arg.get_action().takes_values();
+        arg.allow_negative_numbers(takes_values)
+    });
+    command.mut_subcommands(with_negative_numbers)
+}
+
 fn main() -> ExitCode {
     allocator::keep_pages();
-    let matches = Cli::command().get_matches();
+    let matches = with_negative_numbers(Cli::command()).get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut Cli::command()).exit());
     // `predict` finishes what it has begun, and tells by its status.
     #[cfg(unix)]

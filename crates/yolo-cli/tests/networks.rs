@@ -144,10 +144,11 @@ fn mistakes_get_a_sentence_and_leave_no_file() {
     let picture = file("not.safetensors", "hello, this is no tensor");
     let c3 = goldens().join("c3.safetensors");
     let c3 = c3.to_str().unwrap();
-    let cases: [(&[&str], &str); 8] = [
+    let cases: [(&[&str], &str); 9] = [
         (&["summary", "--cfg", &unknown], "layer 0 (C33): there is no such module; the nearest names are C3"),
         (&["summary", "--cfg", &forward], "layer 0 (C3): `from` 1 is not a layer before it"),
         (&["summary", "--cfg", "yolov5"], "no such file, and no built-in network of that name"),
+        (&["summary", "--cfg", "yolov5n", "--nc", "-1"], "invalid value '-1' for '--nc <N>': -1 is not in 1..=65535"),
         (&["forward", "--cfg", "yolov5n", "--input", &picture, "--output", out], "not.safetensors: "),
         (
             &["forward", "--cfg", "yolov5n", "--input", c3, "--output", out],

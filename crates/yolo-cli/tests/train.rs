@@ -177,7 +177,7 @@ fn what_cannot_be_trained_is_told_and_leaves_nothing() {
     };
     told(&["--data", "nothing.yaml"], "nothing.yaml: ");
     told(&["--cfg", "nothing"], "no built-in network of that name");
-    told(&["--weights", "", "--cfg", "tiny.yaml", "--hyp", "none.yaml"], "none.yaml: ");
+    told(&["--weights", "", "--cfg", "tiny.yaml", "--hyp", "none.yaml"], "none.yaml: no such file, and none of");
     let low = "lr0: 0.01\nlrf: 0.01\nmomentum: 0.937\nweight_decay: 0.0005\nwarmup_epochs: 3\nwarmup_momentum: 0.8\n\
         warmup_bias_lr: 0.1\nbox: 0.05\ncls: 0.5\ncls_pw: 1\nobj: 1\nobj_pw: 1\niou_t: 0.2\nanchor_t: 4\nhsv_h: 0\nhsv_s: 0\n\
         hsv_v: 0\ndegrees: 0\ntranslate: 0\nscale: 0\nshear: 0\nperspective: 0\nflipud: 0\nfliplr: 0.5\nmixup: 0\n";

@@ -231,6 +231,8 @@ fn what_cannot_be_done_is_a_sentence() {
     told(&["--data", "two.yaml"], "the network has 3 classes, two.yaml has 2");
     told(&["--save-json", "--annotations", "nope.json"], "--annotations nope.json: ");
     told(&["--save-json", "--annotations", "set"], "--annotations set: this is a folder");
+    fs::write(place.at("list.json"), "[1]").unwrap();
+    told(&["--save-json", "--annotations", "list.json"], "list.json: not annotations in COCO's form");
     assert_eq!(place.listing("runs"), ["(no folder)"], "a run began though its annotations cannot be read");
     fs::write(place.at("none.json"), r#"{"images": [], "annotations": []}"#).unwrap();
     told(&["--noplots", "--save-json", "--annotations", "none.json"], "none of the pictures is in it, such as 1");

@@ -199,6 +199,8 @@ fn names_and_folders_that_cannot_be_used() {
     assert!(message.contains("no such file") && message.contains("yolov5s-seg"), "{message}");
     let message = failure(&cache.fetch(cache.0.path().to_str().unwrap(), "http://127.0.0.1:1"));
     assert!(message.contains("is a folder"), "{message}");
+    #[cfg(unix)]
+    assert!(failure(&cache.fetch("/dev/null", "http://127.0.0.1:1")).contains("/dev/null is a pipe or a device"));
     // A file where the cache should be: nobody can write there, the superuser neither.
     let file = fixture("README.md");
     let message = failure(&yolo(&["fetch", "yolov5s"], &[("YOLO_CACHE", file.to_str().unwrap())]));

@@ -111,6 +111,10 @@ impl Hyp {
             _ => {}
         }
         let file = Path::new(name);
+        if !file.exists() {
+            let problem = format!("{name}: no such file, and none of the built-in low, med, high and no-augmentation");
+            return Err(Error::Argument { argument: "hyp", problem });
+        }
         let map = read_map(file, "a file of hyper-parameters (expected lr0, momentum and the others, each a number)")?;
         let hyp = Self::of(&map).and_then(|hyp| hyp.check().map(|()| hyp));
         let hyp = hyp.map_err(|problem| Error::data(file, format!("hyper-parameters: {problem}")))?;

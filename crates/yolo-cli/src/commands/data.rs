@@ -61,6 +61,8 @@ struct ShapesArgs {
 ///
 /// JSON files become a folder with labels/SPLIT, images/SPLIT and data.yaml: one split a file, named as the file without
 /// `instances_`. A data set's YAML becomes a JSON file. Crowds are left out; objects in several parts become one polygon.
+///
+/// Exit status: 0 all done, 1 some pictures are not there, 2 nothing could be done.
 #[derive(Debug, clap::Args)]
 struct ConvertArgs {
     /// COCO files (.json), or a data set (.yaml)

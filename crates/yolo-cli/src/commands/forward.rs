@@ -22,7 +22,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "NAME|FILE", required_unless_present = "weights")]
     cfg: Option<String>,
 
-    /// Weights: a .safetensors or .pt file, or the name of a published network; without, random ones
+    /// Weights: a .safetensors or .pt file, the name of a published network, or of one that is built in; without,
+    /// random ones
     #[arg(long, value_name = "FILE")]
     weights: Option<String>,
 

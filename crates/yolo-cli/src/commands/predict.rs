@@ -65,11 +65,11 @@ pub(crate) struct Args {
     imgsz: Vec<usize>,
 
     /// Smallest confidence of a detection
-    #[arg(long, default_value_t = 0.25, value_name = "0..1", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.25, value_name = "0..1")]
     conf_thres: f64,
 
     /// Largest overlap (IoU) of two detections of a class
-    #[arg(long, default_value_t = 0.45, value_name = "0..1", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = 0.45, value_name = "0..1")]
     iou_thres: f64,
 
     /// Most detections a picture

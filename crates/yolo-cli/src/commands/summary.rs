@@ -24,7 +24,7 @@ pub(crate) struct Args {
     #[arg(long, visible_aliases = ["img", "img-size"], default_value_t = 640, value_name = "PIXELS")]
     imgsz: u16,
 
-    /// Print JSON: params, modules, gflops, gflops_printed, strides, layers
+    /// Print JSON: name, params, modules, gflops, gflops_printed, flops, imgsz, strides, layers
     #[arg(long)]
     json: bool,
 

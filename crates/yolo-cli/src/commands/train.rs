@@ -39,7 +39,8 @@ const AUTOMATIC_BATCH: usize = 16;
 // As argparse has it: the start of a flag stands for the flag, and the last of several counts.
 #[command(infer_long_args = true, args_override_self = true)]
 pub(crate) struct Args {
-    /// Weights to start from: a .safetensors or .pt file, or the name of a published network; '' starts from scratch
+    /// Weights to start from: a .safetensors or .pt file, the name of a published network, or of one that is built in; ''
+    /// starts from scratch
     /// [default: yolov5s.pt, from scratch where --cfg is given]
     #[arg(long, value_name = "FILE")]
     weights: Option<String>,
@@ -62,7 +63,7 @@ pub(crate) struct Args {
     epochs: usize,
 
     /// Pictures a batch; -1 chooses
-    #[arg(long, visible_alias = "batch", default_value_t = 16, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, visible_alias = "batch", default_value_t = 16, value_name = "N")]
     batch_size: i32,
 
     /// Side of the square input
@@ -155,7 +156,7 @@ pub(crate) struct Args {
     freeze: Vec<usize>,
 
     /// Save every so many epochs under a name of their own; below 1 does not
-    #[arg(long, default_value_t = -1, value_name = "EPOCHS", allow_negative_numbers = true)]
+    #[arg(long, default_value_t = -1, value_name = "EPOCHS")]
     save_period: i64,
 
     /// What chance depends on

@@ -59,11 +59,11 @@ pub(crate) struct Args {
     imgsz: Option<u32>,
 
     /// Smallest confidence of a detection [default: 0.001, for speed 0.25]
-    #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
+    #[arg(long, value_name = "0..1")]
     conf_thres: Option<f64>,
 
     /// Largest overlap (IoU) of two detections of a class [default: 0.6, for speed 0.45]
-    #[arg(long, value_name = "0..1", allow_negative_numbers = true)]
+    #[arg(long, value_name = "0..1")]
     iou_thres: Option<f64>,
 
     /// Most detections a picture
@@ -172,6 +172,9 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     check_annotations(args, &console)?;
     let device = device::open(&args.device)?;
     let (mut network, named, trained) = load(args, &device, &console)?;
+    // Before a run that may take hours, not after it.
+    let given = args.annotations.as_deref().filter(|_| wants_json(args));
+    let given = given.map(|file| open_annotations(file, network.segments())).transpose()?;
     let imgsz = args.imgsz.or(trained).unwrap_or(640);
     let stride = network.graph().stride().max(1) as u32;
     let size = imgsz.next_multiple_of(stride);
@@ -231,7 +234,7 @@ pub(crate) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     let size = loader.options().size as usize;
     console.line(&table::speed(&report, [usize::from(args.batch_size), 3, size, size]))?;
     if let Some(results) = &report.coco {
-        save_json(args, &config, results, report.masks.is_some(), &folder, &console)?;
+        save_json((args, given), &config, results, report.masks.is_some(), &folder, &console)?;
     }
     console.line(&format!("Results saved to {}", folder.display()))?;
     if let Some(labels) = &labels {
@@ -316,7 +319,7 @@ fn wants_json(args: &Args) -> bool {
     args.task != Task::Speed && (args.save_json || coco)
 }
 
-/// Before a run that may take hours: what --annotations names is read only after it.
+/// Before anything is fetched or read: whether there is what --annotations names.
 fn check_annotations(args: &Args, console: &Console) -> anyhow::Result<()> {
     let Some(file) = &args.annotations else { return Ok(()) };
     if !wants_json(args) {
@@ -360,7 +363,7 @@ fn print_table(args: &Args, report: &Report, names: &[String], console: &Console
 
 /// Writes the results file, and prints what COCO's rule makes of it.
 fn save_json(
-    args: &Args,
+    (args, given): (&Args, Option<Truth>),
     config: &DatasetConfig,
     results: &CocoResults,
     masks: bool,
@@ -372,10 +375,14 @@ fn save_json(
     write_records(&file, &results.records)?;
     let own = config.root().join("annotations/instances_val2017.json");
     let coco = is_coco(config, config.classes().len()) && args.task == Task::Val && own.is_file();
-    let annotations = args.annotations.clone().or_else(|| coco.then_some(own));
-    let (truth, against) = match &annotations {
+    let annotations = match (&args.annotations, given) {
+        (Some(path), Some(truth)) => Some((path.as_path(), truth)),
+        _ if coco => Some((own.as_path(), open_annotations(&own, masks)?)),
+        _ => None,
+    };
+    let (truth, against) = match annotations {
         None => (None, "the labels".to_string()),
-        Some(path) => (Some(annotated(path, masks, results)?), path.display().to_string()),
+        Some((path, truth)) => (Some(annotated(truth, path, results)?), path.display().to_string()),
     };
     let truth = truth.as_ref().unwrap_or(&results.truth);
     for kind in [Kind::Boxes, Kind::Masks].into_iter().take(1 + usize::from(masks)) {
@@ -389,8 +396,7 @@ fn save_json(
 }
 
 /// A file's annotations of the pictures that were looked at.
-fn annotated(path: &Path, masks: bool, results: &CocoResults) -> anyhow::Result<Truth> {
-    let mut truth = open_annotations(path, masks)?;
+fn annotated(mut truth: Truth, path: &Path, results: &CocoResults) -> anyhow::Result<Truth> {
     let seen = &results.truth.images;
     truth.annotations.retain(|annotation| seen.contains(&annotation.image_id));
     truth.images.retain(|image| seen.contains(image));

@@ -13,7 +13,7 @@ use dyconv_kernels::TemperatureSchedule;
 use serde::Serialize;
 
 use crate::weights::Weights;
-use crate::{Error, Result, zoo};
+use crate::{Error, Result, files, zoo};
 
 /// A network as YOLOv5's YAML describes it.
 ///
@@ -178,7 +178,8 @@ impl NetworkConfig {
     /// Where neither exists, or the text is not a network.
     pub fn open(name: impl AsRef<Path>) -> Result<Self> {
         let path = name.as_ref();
-        if path.is_file() {
+        // A pipe can be read as well (`--cfg <(...)`); a folder may have a built-in network's name.
+        if path.exists() && !path.is_dir() {
             let length = std::fs::metadata(path).map_err(|e| Error::io(path, e))?.len();
             if length > parse::MAX_YAML_BYTES {
                 return Err(Error::Config {
@@ -189,7 +190,7 @@ impl NetworkConfig {
                     ),
                 });
             }
-            let bytes = std::fs::read(path).map_err(|e| Error::io(path, e))?;
+            let bytes = files::read(path, parse::MAX_YAML_BYTES)?;
             let text = String::from_utf8(bytes).map_err(|_| Error::Config {
                 file: path.display().to_string(),
                 problem: "not a text file; a network is described by a YAML file in UTF-8".into(),
@@ -203,7 +204,8 @@ impl NetworkConfig {
             Err(Error::Config {
                 file: text.clone().into_owned(),
                 problem: format!(
-                    "no such file, and no built-in network of that name; the nearest built-in ones are {}",
+                    "{}, and no built-in network of that name; the nearest built-in ones are {}",
+                    if path.is_dir() { "a folder, not a network's YAML" } else { "no such file" },
                     zoo::nearest(stem).join(", ")
                 ),
             })

@@ -98,4 +98,6 @@ fn paths_of_yolov5s_documentation_name_built_in_networks() {
 fn a_name_that_is_neither_file_nor_zoo_gets_suggestions() {
     let text = NetworkConfig::open("yolov5q.yaml").unwrap_err().to_string();
     assert!(text.contains("no such file") && text.contains("yolov5s"), "{text}");
+    let text = NetworkConfig::open(env!("CARGO_MANIFEST_DIR")).unwrap_err().to_string();
+    assert!(text.contains("a folder, not a network's YAML"), "{text}");
 }
