@@ -9,16 +9,17 @@ use crate::op::slice;
 /// `y[b, c, i, j] = x[b, c, i, j] * scale[c] + shift[c]`
 ///
 /// # Shapes
-/// `x` is `[B, C, H, W]`, `scale` and `shift` `[C]`; the result is as `x`.
+/// `x` is `[B, C, H, W]` of a floating type, `scale` and `shift` `[C]`, which are converted to it; the result is as `x`.
 ///
 /// # Errors
-/// Where the shapes do not fit.
+/// Where the shapes do not fit, or `x` holds whole numbers.
 pub fn scale_shift(x: &Tensor, scale: &Tensor, shift: &Tensor) -> Result<Tensor> {
     const SCALE_SHIFT: Operation = Operation("scale_shift");
     let [_, channels, ..] = SCALE_SHIFT.dims::<4>("x", x, "[B, C, H, W]")?;
     for (name, tensor) in [("scale", scale), ("shift", shift)] {
         SCALE_SHIFT.shape(name, tensor, &[channels], "[C of `x`]")?;
     }
+    SCALE_SHIFT.alike(&[("x", Some(x))])?;
     let tracked = x.track_op() || scale.track_op() || shift.track_op();
     if !tracked && matches!(x.device(), Device::Cpu) && [x, scale, shift].iter().all(|t| t.dtype() == DType::F32) {
         return Ok(x.contiguous()?.apply_op3_no_bwd(&scale.contiguous()?, &shift.contiguous()?, &ScaleShift)?);
@@ -72,5 +73,7 @@ mod tests {
         }
         let text = scale_shift(&x, &shift.narrow(0, 0, 2).unwrap(), &shift).unwrap_err().to_string();
         assert!(text.contains("`scale` must be [C of `x`] = [3], it is [2]"), "{text}");
+        let text = scale_shift(&x.to_dtype(DType::U8).unwrap(), &scale, &shift).unwrap_err().to_string();
+        assert!(text.contains("`x` must be of a floating type, it is u8"), "{text}");
     }
 }

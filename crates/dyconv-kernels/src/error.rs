@@ -6,6 +6,7 @@ use candle_core::{DType, Device, Tensor};
 ///
 /// It turns into [`candle_core::Error`] by `?`, so that the operations fit among Candle's own.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum Error {
     /// An argument that does not fit the others, or the operation.
     #[error("{operation}: `{argument}` must be {expected}, it is {got}")]

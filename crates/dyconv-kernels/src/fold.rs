@@ -36,9 +36,22 @@ impl BatchNorm<'_> {
     /// # Errors
     /// Where the four tensors do not fit each other.
     pub fn scale_shift(&self) -> Result<(Tensor, Tensor)> {
+        self.check(Operation("BatchNorm::scale_shift"))?;
         let scale = (self.weight / (self.var + self.eps)?.sqrt()?)?;
         let shift = (self.bias - (self.mean * &scale)?)?;
         Ok((scale, shift))
+    }
+
+    /// The number of channels, where the four tensors fit each other.
+    fn check(&self, operation: Operation) -> Result<usize> {
+        let [channels] = operation.dims("weight", self.weight, "[C]")?;
+        let others = [("bias of the normalisation", self.bias), ("mean", self.mean), ("var", self.var)];
+        for (name, tensor) in others {
+            operation.shape(name, tensor, &[channels], "[C of `weight`]")?;
+        }
+        let [bias, mean, var] = others.map(|(name, tensor)| (name, Some(tensor)));
+        operation.alike(&[("weight", Some(self.weight)), bias, mean, var])?;
+        Ok(channels)
     }
 }
 
@@ -55,26 +68,16 @@ impl BatchNorm<'_> {
 /// Where types, devices or shapes do not fit.
 pub fn fold_batch_norm(experts: &Tensor, bias: Option<&Tensor>, norm: &BatchNorm<'_>) -> Result<Folded> {
     const FOLD: Operation = Operation("fold_batch_norm");
-    let [channels] = FOLD.dims("weight", norm.weight, "[C]")?;
-    for (name, tensor) in [("bias of the normalisation", norm.bias), ("mean", norm.mean), ("var", norm.var)] {
-        FOLD.shape(name, tensor, &[channels], "[C of `weight`]")?;
-    }
+    let channels = norm.check(FOLD)?;
     let count = experts.dims().first().copied().unwrap_or(0);
-    if experts.rank() < 2 || channels == 0 || !experts.elem_count().is_multiple_of(count.max(1) * channels) {
+    if experts.rank() < 2 || count == 0 || channels == 0 || !experts.elem_count().is_multiple_of(count * channels) {
         let expected = format!("[K, ...] with kernels of {channels} channels");
         return Err(FOLD.wrong("experts", expected, format!("{:?}", experts.dims())));
     }
     if let Some(bias) = bias {
         FOLD.shape("bias", bias, &[count, channels], "[K of `experts`, C of `weight`]")?;
     }
-    FOLD.alike(&[
-        ("experts", Some(experts)),
-        ("bias", bias),
-        ("weight", Some(norm.weight)),
-        ("bias of the normalisation", Some(norm.bias)),
-        ("mean", Some(norm.mean)),
-        ("var", Some(norm.var)),
-    ])?;
+    FOLD.alike(&[("experts", Some(experts)), ("bias", bias), ("weight", Some(norm.weight))])?;
     let (scale, shift) = norm.scale_shift()?;
     let rows = experts.reshape((count, channels, ()))?;
     Ok(Folded {
@@ -82,4 +85,31 @@ pub fn fold_batch_norm(experts: &Tensor, bias: Option<&Tensor>, norm: &BatchNorm
         bias: bias.map(|bias| bias.broadcast_mul(&scale)).transpose()?,
         shift,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use candle_core::{DType, Device};
+
+    use super::*;
+
+    #[test]
+    fn what_does_not_fit_is_told_by_its_name() {
+        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+        let (four, three) = (ones(&[4]), ones(&[3]));
+        let double = four.to_dtype(DType::F64).unwrap();
+        let norm = BatchNorm { weight: &four, bias: &four, mean: &four, var: &four, eps: 1e-3 };
+        let text = BatchNorm { mean: &three, ..norm }.scale_shift().unwrap_err().to_string();
+        assert_eq!(text, "BatchNorm::scale_shift: `mean` must be [C of `weight`] = [4], it is [3]");
+        let text = BatchNorm { var: &double, ..norm }.scale_shift().unwrap_err().to_string();
+        assert_eq!(text, "BatchNorm::scale_shift: `var` must be f32 as `weight`, it is f64");
+        let told =
+            |experts: &Tensor, norm: &BatchNorm<'_>| fold_batch_norm(experts, None, norm).unwrap_err().to_string();
+        let expected = "fold_batch_norm: `experts` must be [K, ...] with kernels of 4 channels, it is [0, 8]";
+        assert_eq!(told(&ones(&[0, 8]), &norm), expected);
+        assert!(
+            told(&ones(&[2, 8]), &BatchNorm { bias: &three, ..norm }).contains("`bias of the normalisation` must be")
+        );
+        assert!(told(&double.reshape((1, 4)).unwrap(), &norm).contains("`weight` must be f64 as `experts`, it is f32"));
+    }
 }

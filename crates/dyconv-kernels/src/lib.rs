@@ -4,6 +4,8 @@
 //! K weights ([`route`]), the experts are mixed by these weights ([`mix_experts`]), and the sample is convolved with its
 //! own mixture ([`conv2d_per_sample`]). Folding the batch into groups, the way of PyTorch code, would run a loop over
 //! `batch * groups` convolutions here; batched matrix products do not.
+//!
+//! Tensors are those of [`candle_core`]; the version that fits is exported from here.
 
 mod activation;
 mod batch_norm;
@@ -27,6 +29,8 @@ pub mod reference;
 mod routing;
 mod schedule;
 mod upsample;
+
+pub use candle_core;
 
 pub use activation::{sigmoid, silu};
 pub use batch_norm::{Normalised, batch_norm_training};

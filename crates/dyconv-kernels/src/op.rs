@@ -39,10 +39,14 @@ pub fn conv2d_per_sample(x: &Tensor, kernels: &Tensor, config: &ConvConfig) -> R
 pub fn conv2d(x: &Tensor, weight: &Tensor, config: &ConvConfig) -> Result<Tensor> {
     const CONVOLUTION: Operation = Operation("conv2d");
     let [_, channels, ..] = CONVOLUTION.dims::<4>("x", x, "[B, C, H, W]")?;
-    let [_, per_group, kh, kw] = CONVOLUTION.dims("weight", weight, "[out, in / groups, kh, kw]")?;
+    let [out, per_group, kh, kw] = CONVOLUTION.dims("weight", weight, "[out, in / groups, kh, kw]")?;
     if (kh, kw) != config.kernel || per_group.checked_mul(config.groups) != Some(channels) {
         let expected =
             format!("[out, {channels} / {} groups, {}, {}]", config.groups, config.kernel.0, config.kernel.1);
+        return Err(CONVOLUTION.wrong("weight", expected, format!("{:?}", weight.dims())));
+    }
+    if config.groups > 0 && out % config.groups != 0 {
+        let expected = format!("[a multiple of {} groups, {per_group}, {kh}, {kw}]", config.groups);
         return Err(CONVOLUTION.wrong("weight", expected, format!("{:?}", weight.dims())));
     }
     convolve(CONVOLUTION, "weight", x, &weight.flatten_all()?.unsqueeze(0)?, config)

@@ -11,9 +11,12 @@ impl Routing {
     /// Weights from logits `[B, K]`.
     ///
     /// # Errors
-    /// Where the temperature is not positive and finite, or the device fails.
+    /// Where the logits have another rank or no floating type, the temperature is not positive and finite, or the device fails.
     pub fn activate(self, logits: &Tensor) -> Result<Tensor> {
+        const ACTIVATE: Operation = Operation("activate");
         self.check()?;
+        ACTIVATE.dims::<2>("logits", logits, "[B, K]")?;
+        ACTIVATE.alike(&[("logits", Some(logits))])?;
         if logits.elem_count() == 0 {
             // There is no largest of none.
             return Ok(logits.clone());

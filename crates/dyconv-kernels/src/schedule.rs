@@ -1,8 +1,7 @@
 //! The temperature of softmax routing over a training run.
 
-use candle_core::{Result, bail};
-
 use crate::Routing;
+use crate::error::{Operation, Result};
 
 /// Lowers the temperature of [`Routing::Softmax`] from epoch to epoch.
 ///
@@ -29,7 +28,13 @@ impl TemperatureSchedule {
     /// # Errors
     /// Where a temperature is not positive and finite.
     pub fn linear(start: f64, end: f64, epochs: usize) -> Result<Self> {
-        Self::new(start, end, epochs as f64)
+        for (argument, value) in [("start", start), ("end", end)] {
+            if !(value > 0.0 && value.is_finite()) {
+                let operation = Operation("TemperatureSchedule::linear");
+                return Err(operation.wrong(argument, "positive and finite", value.to_string()));
+            }
+        }
+        Ok(Self { start, end, epochs: epochs as f64 })
     }
 
     /// From `start` in epoch 0, less by `step` in each epoch, down to 1: the rule of the usual PyTorch code for DY-CNN, whose
@@ -38,17 +43,14 @@ impl TemperatureSchedule {
     /// # Errors
     /// Where `start` is not finite and at least 1, or `step` not finite and above 0.
     pub fn steps(start: f64, step: f64) -> Result<Self> {
-        if !(start >= 1.0 && step > 0.0 && step.is_finite()) {
-            bail!("temperatures in steps need a start of at least 1 and a step above 0, not {start} and {step}");
+        let operation = Operation("TemperatureSchedule::steps");
+        if !(start >= 1.0 && start.is_finite()) {
+            return Err(operation.wrong("start", "finite and at least 1", start.to_string()));
         }
-        Self::new(start, 1.0, (start - 1.0) / step)
-    }
-
-    fn new(start: f64, end: f64, epochs: f64) -> Result<Self> {
-        if [start, end].iter().any(|t| !(*t > 0.0 && t.is_finite())) {
-            bail!("temperatures must be positive and finite, not from {start} to {end}");
+        if !(step > 0.0 && step.is_finite()) {
+            return Err(operation.wrong("step", "finite and above 0", step.to_string()));
         }
-        Ok(Self { start, end, epochs })
+        Ok(Self { start, end: 1.0, epochs: (start - 1.0) / step })
     }
 
     /// The temperature in an epoch, counted from 0.
@@ -103,6 +105,10 @@ mod tests {
         for (start, step) in [(0.5, 3.0), (34.0, 0.0), (34.0, f64::NAN), (f64::INFINITY, 3.0)] {
             assert!(TemperatureSchedule::steps(start, step).is_err(), "{start} {step}");
         }
+        let text = TemperatureSchedule::linear(30.0, -1.0, 10).unwrap_err().to_string();
+        assert_eq!(text, "TemperatureSchedule::linear: `end` must be positive and finite, it is -1");
+        let text = TemperatureSchedule::steps(34.0, 0.0).unwrap_err().to_string();
+        assert_eq!(text, "TemperatureSchedule::steps: `step` must be finite and above 0, it is 0");
     }
 
     /// Whatever the logits and the temperature are, the weights sum to one.
@@ -129,6 +135,14 @@ mod tests {
         for temperature in [0.0, -1.0, f64::NAN, f64::INFINITY] {
             let text = Routing::Softmax { temperature }.activate(&logits).unwrap_err().to_string();
             assert!(text.contains("temperature"), "{text}");
+        }
+        let whole = Tensor::zeros((2, 3), DType::U32, &Device::Cpu).unwrap();
+        let none = Tensor::new(1f32, &Device::Cpu).unwrap();
+        for (logits, expected) in [(whole, "of a floating type, it is u32"), (none, "[B, K], it is []")] {
+            for routing in [Routing::Sigmoid, Routing::Softmax { temperature: 1.0 }] {
+                let text = routing.activate(&logits).unwrap_err().to_string();
+                assert!(text.starts_with(&format!("activate: `logits` must be {expected}")), "{text}");
+            }
         }
     }
 }

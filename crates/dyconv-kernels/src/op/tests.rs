@@ -81,6 +81,10 @@ fn misfits_are_named() {
             conv2d_per_sample(&x, &zeros(&[3, 27]), &config),
             "`kernels` must be [2, values], a row a sample, it is [3, 27]",
         ),
+        (
+            conv2d(&zeros(&[1, 4, 5, 5]), &zeros(&[3, 2, 3, 3]), &ConvConfig { groups: 2, ..config }),
+            "conv2d: `weight` must be [a multiple of 2 groups, 2, 3, 3], it is [3, 2, 3, 3]",
+        ),
         (conv2d_per_sample(&x, &zeros(&[2, 28]), &config), "`kernels` must be of a multiple of 27 values a sample"),
         (conv2d_per_sample(&x, &zeros(&[2, 3, 9]), &config), "`kernels` must be [B, values], it is [2, 3, 9]"),
         (conv2d_per_sample(&zeros(&[3, 5, 5]), &zeros(&[3, 27]), &config), "`x` must be [B, C, H, W], it is [3, 5, 5]"),

@@ -201,6 +201,11 @@ impl Program {
         })
     }
 
+    /// Whether a session is one of its own.
+    pub fn made(&self, session: &Session) -> bool {
+        session.program == self.number
+    }
+
     /// Runs it: `inputs`, as they were declared, and `outputs`, maps `[batch, channels, height, width]` and rows of boxes.
     ///
     /// # Errors
@@ -218,11 +223,11 @@ impl Program {
         if !outputs.iter().map(|output| output.len()).eq(self.outputs.iter().copied()) {
             return Err(format!("outputs: expected slices of {:?} values", self.outputs));
         }
-        let Session { program, memory, own, team, times } = session;
         // Its memory, tables and scratch are as large as that program needs, and no larger.
-        if *program != self.number {
+        if !self.made(session) {
             return Err("the session was made for another program".into());
         }
+        let Session { memory, own, team, times, .. } = session;
         let mut outputs = outputs.iter_mut();
         let outside: [Shared<'_>; MAX_OUTPUTS] =
             std::array::from_fn(|_| Shared::filled(outputs.next().map_or(&mut [], |output| &mut **output)));
