@@ -1,4 +1,6 @@
 //! YOLOv5 networks with dynamic convolution, built from YOLOv5's YAML and run on Candle: from weights to detections.
+//!
+//! Tensors are those of [`candle_core`], pictures those of [`image`]; the versions that fit are exported from here.
 
 pub mod augment;
 pub mod config;
@@ -16,6 +18,8 @@ mod text;
 pub mod weights;
 pub mod yaml;
 pub mod zoo;
+
+pub use {candle_core, candle_nn, image};
 
 pub use config::NetworkConfig;
 pub use detection::{Detection, Mask};

@@ -184,6 +184,31 @@ fn tuning_is_kept_and_obeyed() {
     assert!(error.contains("tuning.yaml"), "{error}");
 }
 
+/// Plans of one network and size differ in memory and steps all the same.
+#[test]
+fn sessions_of_other_plans_are_refused() {
+    let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
+    let weights = random_weights(&graph);
+    let plan = |size| Plan::compile(&graph, &weights, &PlanOptions { size, ..PlanOptions::default() }).unwrap();
+    let (own, same, other) = (plan((64, 64)), plan((64, 64)), plan((64, 96)));
+    for plan in [same, other] {
+        let mut session = plan.session().unwrap();
+        let run = own.run(&mut session, &vec![0.5; 3 * 64 * 64], None).unwrap_err().to_string();
+        for text in [run, own.outputs(&session).unwrap_err().to_string()] {
+            assert!(text.starts_with("session: it was made by another plan"), "{text}");
+        }
+    }
+}
+
+#[test]
+fn models_tell_inputs_of_another_type() {
+    let graph = Graph::new(&NetworkConfig::open("yolov5n").unwrap()).unwrap();
+    let weights = random_weights(&graph);
+    let model = Model::from_weights(graph, &weights, &Device::Cpu, DType::F32).unwrap();
+    let text = model.run(&wave([1, 3, 64, 64]).to_dtype(DType::F64).unwrap()).unwrap_err().to_string();
+    assert_eq!(text, "the network's input: expected f32 on Cpu, as its weights, got f64 on Cpu");
+}
+
 /// Layers that are asked for are what the model gives, though they would be fused away otherwise.
 #[test]
 fn features_are_those_of_the_model() {

@@ -122,10 +122,11 @@ impl Model {
     /// Runs the network in evaluation mode.
     ///
     /// # Shapes
-    /// `x` is `[B, channels, H, W]` with values 0..=1; H and W multiples of [`Graph::stride`].
+    /// `x` is `[B, channels, H, W]` with values 0..=1, of the weights' type and on their device; H and W multiples of
+    /// [`Graph::stride`].
     ///
     /// # Errors
-    /// Where the shape does not fit the network, or the device fails.
+    /// Where shape, type or device do not fit the network, or the device fails.
     pub fn run(&self, x: &Tensor) -> Result<Outputs> {
         self.run_with_features(x, &[])
     }
@@ -209,6 +210,16 @@ impl Model {
         };
         if batch == 0 {
             return Err(Error::Argument { argument: "x", problem: "the batch is empty".into() });
+        }
+        if let Some(param) =
+            self.params.first().filter(|p| p.dtype() != x.dtype() || !p.device().same_device(x.device()))
+        {
+            let told = |t: &Tensor| format!("{} on {:?}", t.dtype().as_str(), t.device().location());
+            return Err(Error::Shape {
+                what: "the network's input".into(),
+                expected: format!("{}, as its weights", told(param)),
+                got: told(x),
+            });
         }
         self.graph.shapes(height, width).map(|_| ())
     }

@@ -340,7 +340,7 @@ impl Plan {
     /// objectness is not above `threshold`, only that is written; the rest of them means nothing.
     ///
     /// # Errors
-    /// Where the input has another size, or a step that runs outside of the kernels fails.
+    /// Where the input has another size, the session is another plan's, or a step that runs outside of the kernels fails.
     pub fn run(&self, session: &mut PlanSession, input: &[f32], threshold: Option<f32>) -> Result<()> {
         self.run_with(session, Input::Maps(input), RunOptions { threshold, profile: false })
     }
@@ -371,6 +371,7 @@ impl Plan {
                 got: format!("{got} values"),
             });
         }
+        self.check_session(session)?;
         let passes = self.batch / self.program.batch();
         session.times.fill(0);
         for pass in 0..passes {
@@ -390,7 +391,18 @@ impl Plan {
         Ok(())
     }
 
+    /// That a session is one of its own: those of other plans have other memory.
+    fn check_session(&self, session: &PlanSession) -> Result<()> {
+        if self.program.made(&session.session) {
+            return Ok(());
+        }
+        let problem = "it was made by another plan: take one of this plan's `session()`";
+        Err(Error::Argument { argument: "session", problem: problem.into() })
+    }
+
     /// Runs it on a tensor and gives the results as tensors; `threshold` as of [`Plan::run`].
+    ///
+    /// `x` is `[batch, channels, height, width]` with values 0..=1, of any type and on any device: it is brought to the CPU as f32.
     ///
     /// # Errors
     /// As [`Plan::run`].
@@ -418,8 +430,9 @@ impl Plan {
     /// The results of the last run as tensors.
     ///
     /// # Errors
-    /// Where the tensor library fails.
+    /// Where the session is another plan's, or the tensor library fails.
     pub fn outputs(&self, session: &PlanSession) -> Result<Outputs> {
+        self.check_session(session)?;
         let get = |index: usize| self.output(session, index);
         Ok(Outputs {
             main: get(self.main)?,

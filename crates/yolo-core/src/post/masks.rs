@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::detection::Mask;
-use crate::picture::{Placement, Tap, taps};
+use crate::picture::{MAX_PIXELS, Placement, Tap, taps};
 use crate::{Error, Result};
 
 /// Masks at the prototypes' resolution, or upsampled to the network's input.
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// input of `shape` = (height, width). Each mask is `shape` where `upsample` is set, else (mh, mw).
 ///
 /// # Errors
-/// [`Error::Shape`] where the counts do not agree or a side is 0.
+/// [`Error::Shape`] where the counts do not agree, a side is 0, or `shape` has more than [`MAX_PIXELS`] pixels.
 pub fn process_mask(
     proto: &Tensor,
     coefficients: &[&[f32]],
@@ -43,7 +43,7 @@ pub fn process_mask(
 /// of `shape` = (height, width); each mask is `shape`.
 ///
 /// # Errors
-/// [`Error::Shape`] where the counts do not agree or a side is 0.
+/// [`Error::Shape`] where the counts do not agree, a side is 0, or `shape` has more than [`MAX_PIXELS`] pixels.
 pub fn process_mask_native(
     proto: &Tensor,
     coefficients: &[&[f32]],
@@ -77,7 +77,8 @@ pub fn crop_mask(mask: &mut Mask, bbox: [f32; 4]) {
 /// as YOLOv5's `scale_image` does for COCO's JSON.
 ///
 /// # Errors
-/// [`Error::Shape`] where the mask or the picture has a side of 0 or the mask's data do not match its sides.
+/// [`Error::Shape`] where the mask or the picture has a side of 0, the mask's data do not match its sides, or the picture has more
+/// than [`MAX_PIXELS`] pixels.
 pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
     let (height, width) = (mask.height as usize, mask.width as usize);
     if shape.0 == 0 || shape.1 == 0 || mask.data.is_empty() || mask.data.len() != height * width {
@@ -87,6 +88,7 @@ pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
             got: format!("{width}x{height} with {} bytes, for a {}x{} picture", mask.data.len(), shape.1, shape.0),
         });
     }
+    check_pixels(shape)?;
     let inner = Window::of_picture((height, width), shape);
     let data = mask.data.iter().map(|&inside| f32::from(inside)).collect();
     let plane = Plane { height, width, data }.cut(&inner);
@@ -94,6 +96,15 @@ pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
     let whole = Window { top: 0, bottom: shape.0 as usize, left: 0, right: shape.1 as usize };
     // OpenCV, which does this for YOLOv5, rounds one half up.
     Ok(zoom.resized(&plane, &whole, |value| value >= 0.5))
+}
+
+/// Refuses masks of (height, width) larger than any picture.
+fn check_pixels((height, width): (u32, u32)) -> Result<()> {
+    if u64::from(height) * u64::from(width) <= MAX_PIXELS {
+        return Ok(());
+    }
+    let (expected, got) = (format!("at most {MAX_PIXELS} pixels"), format!("{width}x{height}"));
+    Err(Error::Shape { what: "masks".into(), expected, got })
 }
 
 /// Rows `top..bottom` and columns `left..right` of a plane.
@@ -148,6 +159,7 @@ impl Prototypes {
             let got = format!("{height}x{width} prototypes for {}x{}", shape.0, shape.1);
             return wrong("masks", "sides of at least one pixel".into(), got);
         }
+        check_pixels(shape)?;
         if coefficients.len() != boxes.len() {
             let expected = format!("one list for each of {} boxes", boxes.len());
             return wrong("mask coefficients", expected, format!("{} lists", coefficients.len()));

@@ -300,6 +300,11 @@ fn wrong_counts_of_coefficients_are_errors() {
     assert!(process_mask(&proto, &[&one[..1]], &[bbox], (16, 16), true).is_err());
     assert!(process_mask(&proto, &[one], &[bbox], (0, 16), true).is_err());
     assert!(process_mask_native(&proto.flatten_all().unwrap(), &[one], &[bbox], (16, 16)).is_err());
+    let largest = (u32::MAX, u32::MAX);
+    let text = process_mask_native(&proto, &[one], &[bbox], largest).unwrap_err().to_string();
+    assert!(text.contains("at most 268435456 pixels"), "{text}");
+    assert!(process_mask(&proto, &[one], &[bbox], largest, true).is_err());
+    assert!(scale_mask(&Mask { width: 1, height: 1, data: vec![1] }, largest).is_err());
     for odd in [[f32::NAN; 4], [f32::INFINITY; 4], [9.0, 9.0, 0.0, 0.0], [-1e30, -1e30, 1e30, 1e30]] {
         assert_eq!(process_mask(&proto, &[one], &[odd], (16, 16), true).unwrap()[0].data.len(), 256);
         assert_eq!(process_mask_native(&proto, &[one], &[odd], (1, 5000)).unwrap()[0].data.len(), 5000);
