@@ -3,7 +3,7 @@
 use super::op::{Op, Shape};
 use super::trace::Tracer;
 use super::{Graph, Init, Layer, Node, NodeId, Output, ParamKind};
-use crate::config::{Anchors, Arg, From, LayerConfig, NetworkConfig};
+use crate::config::{Anchors, Arg, From, LayerConfig, MAX_CLASSES, NetworkConfig};
 use crate::layers::registry::{self, Entry, Kind};
 use crate::layers::{Args, Block, Context, level_anchors};
 use crate::{Error, Result, text};
@@ -12,6 +12,11 @@ use crate::{Error, Result, text};
 const PROBE: usize = 256;
 
 pub(super) fn graph(config: &NetworkConfig) -> Result<Graph> {
+    // A file's number is checked where it is read; this one may come from `NetworkConfig::with_classes`.
+    if !(1..=MAX_CLASSES).contains(&config.nc) {
+        let problem = format!("`nc` must be from 1 to {MAX_CLASSES}, it is {}", config.nc);
+        return Err(Error::Config { file: config.name.clone(), problem });
+    }
     let mut builder = Builder {
         config,
         context: Context { classes: config.nc, anchors: &config.anchors, dynamic: config.dynamic },

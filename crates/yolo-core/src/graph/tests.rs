@@ -105,6 +105,14 @@ fn sizes_that_do_not_fit_are_named() {
 }
 
 #[test]
+fn numbers_of_classes_are_bounded() {
+    for nc in [0, 65537, usize::MAX] {
+        let text = Graph::new(&NetworkConfig::open("yolov5n").unwrap().with_classes(nc)).unwrap_err().to_string();
+        assert_eq!(text, format!("yolov5n: `nc` must be from 1 to 65536, it is {nc}"));
+    }
+}
+
+#[test]
 fn repeats_round_half_to_even() {
     let yaml = "nc: 1\ndepth_multiple: 0.5\nwidth_multiple: 0.25\nanchors: 3\nbackbone: [[-1, 5, C3, [64]], [-1, 7, C3, [64]], [-1, 1, C3, [68]]]\nhead: []\n";
     let graph = Graph::new(&NetworkConfig::parse("a", yaml).unwrap()).unwrap();
