@@ -19,6 +19,7 @@ pub use interpolate::{Tap, interpolate, taps};
 pub use letterbox::{LetterboxOptions, Letterboxed, Placement, letterbox, letterbox_shape, to_tensor};
 pub use read::{MAX_BYTES, MAX_PIXELS, from_bytes, open};
 pub use resize::resize_bilinear;
+pub(crate) use resize::resize_plane;
 pub use write::{crop, save_jpeg, save_png};
 
 #[cfg(test)]

@@ -88,6 +88,34 @@ pub(super) fn resize_into(image: &RgbImage, target: &mut RgbImage, corner: (u32,
     }
 }
 
+/// Resizes one channel of bytes as [`resize_bilinear`] does three; shapes are (height, width), no side may be 0.
+pub(crate) fn resize_plane(plane: &[u8], (height, width): (usize, usize), to: (usize, usize)) -> Vec<u8> {
+    let columns = column_taps(width, to.1);
+    let interpolate = |row: &mut CachedRow, index: u32| {
+        let line = &plane[index as usize * width..][..width];
+        for (out, tap) in row.samples.iter_mut().zip(&columns) {
+            let part = |place: u32, weight: u16| u32::from(line[place as usize]) * u32::from(weight);
+            *out = ((part(tap.low, tap.weight_low) + part(tap.high, tap.weight_high)) >> 4) as u16;
+        }
+        row.index = Some(index);
+    };
+    let mut low = CachedRow::new(to.1);
+    let mut high = CachedRow::new(to.1);
+    let mut resized = vec![0; to.0 * to.1];
+    for (out, tap) in resized.chunks_exact_mut(to.1).zip(row_taps(height, to.0)) {
+        if high.index == Some(tap.low) {
+            std::mem::swap(&mut low, &mut high);
+        }
+        for (row, index) in [(&mut low, tap.low), (&mut high, tap.high)] {
+            if row.index != Some(index) {
+                interpolate(row, index);
+            }
+        }
+        blend_rows(out, &low.samples, &high.samples, &tap);
+    }
+    resized
+}
+
 /// A source row after horizontal interpolation, 7 fractional bits.
 struct CachedRow {
     index: Option<u32>,

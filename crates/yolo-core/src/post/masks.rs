@@ -4,7 +4,7 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 
 use crate::detection::Mask;
-use crate::picture::{MAX_PIXELS, Placement, Tap, taps};
+use crate::picture::{MAX_PIXELS, Placement, Tap, resize_plane, taps};
 use crate::{Error, Result};
 
 /// Masks at the prototypes' resolution, or upsampled to the network's input.
@@ -31,7 +31,7 @@ pub fn process_mask(
         let [x1, y1, x2, y2] = *bbox;
         let crop = Window::of_box([x1 * scale_x, y1 * scale_y, x2 * scale_x, y2 * scale_y], mh, mw);
         let plane = prototypes.plane(coefficients, &crop);
-        if upsample { zoom.resized(&plane, &zoom.reached(&crop), more_than_half) } else { plane.thresholded() }
+        if upsample { zoom.resized(&plane, &zoom.reached(&crop)) } else { plane.thresholded() }
     };
     Ok(coefficients.par_iter().zip(boxes).map(mask).collect())
 }
@@ -54,7 +54,7 @@ pub fn process_mask_native(
     let zoom = Zoom::new((prototypes.height, prototypes.width), shape);
     let mask = |(coefficients, bbox): (&&[f32], &[f32; 4])| {
         let crop = Window::of_box(*bbox, shape.0 as usize, shape.1 as usize);
-        zoom.resized(&prototypes.plane(coefficients, &zoom.read_by(&crop)), &crop, more_than_half)
+        zoom.resized(&prototypes.plane(coefficients, &zoom.read_by(&crop)), &crop)
     };
     Ok(coefficients.par_iter().zip(boxes).map(mask).collect())
 }
@@ -73,13 +73,23 @@ pub fn crop_mask(mask: &mut Mask, bbox: [f32; 4]) {
     }
 }
 
-/// Brings a mask from the network's input to a picture of `shape` = (height, width): the padding is cut off and the rest resized,
-/// as YOLOv5's `scale_image` does for COCO's JSON.
+/// Brings a mask from the network's input to a picture of `shape` = (height, width): the padding is cut off and the rest resized
+/// as OpenCV resizes bytes, which is YOLOv5's `scale_image`.
+///
+/// # Errors
+/// As [`unpad_mask`].
+pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
+    let sides = [mask.height, mask.width, shape.0, shape.1];
+    let pad = if sides.contains(&0) { (0.0, 0.0) } else { Placement::centred((mask.height, mask.width), shape).pad };
+    unpad_mask(mask, pad, shape)
+}
+
+/// The same where the padding left of and above the picture is known, as (x, y) in the mask's pixels.
 ///
 /// # Errors
 /// [`Error::Shape`] where the mask or the picture has a side of 0, the mask's data do not match its sides, or the picture has more
 /// than [`MAX_PIXELS`] pixels.
-pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
+pub fn unpad_mask(mask: &Mask, pad: (f64, f64), shape: (u32, u32)) -> Result<Mask> {
     let (height, width) = (mask.height as usize, mask.width as usize);
     if shape.0 == 0 || shape.1 == 0 || mask.data.is_empty() || mask.data.len() != height * width {
         return Err(Error::Shape {
@@ -89,13 +99,13 @@ pub fn scale_mask(mask: &Mask, shape: (u32, u32)) -> Result<Mask> {
         });
     }
     check_pixels(shape)?;
-    let inner = Window::of_picture((height, width), shape);
-    let data = mask.data.iter().map(|&inside| f32::from(inside)).collect();
-    let plane = Plane { height, width, data }.cut(&inner);
-    let zoom = Zoom::new((plane.height, plane.width), shape);
-    let whole = Window { top: 0, bottom: shape.0 as usize, left: 0, right: shape.1 as usize };
-    // OpenCV, which does this for YOLOv5, rounds one half up.
-    Ok(zoom.resized(&plane, &whole, |value| value >= 0.5))
+    let inner = Window::inside((height, width), pad);
+    let rows = mask.data.chunks_exact(width).take(inner.bottom).skip(inner.top);
+    let data: Vec<u8> =
+        rows.flat_map(|row| &row[inner.left..inner.right]).map(|&inside| u8::from(inside != 0)).collect();
+    let from = (inner.bottom - inner.top, inner.right - inner.left);
+    let data = resize_plane(&data, from, (shape.0 as usize, shape.1 as usize));
+    Ok(Mask { width: shape.1, height: shape.0, data })
 }
 
 /// Refuses masks of (height, width) larger than any picture.
@@ -131,13 +141,17 @@ impl Window {
 
     /// The part of a letterboxed plane that the picture fills, at least one pixel of it.
     fn of_picture((height, width): (usize, usize), picture: (u32, u32)) -> Self {
-        let placement = Placement::centred((height as u32, width as u32), picture);
+        Self::inside((height, width), Placement::centred((height as u32, width as u32), picture).pad)
+    }
+
+    /// What the padding leaves, at least one pixel.
+    fn inside((height, width): (usize, usize), pad: (f64, f64)) -> Self {
         let span = |pad: f64, len: usize| {
             let low = (pad as usize).min(len - 1);
             (low, ((len as f64 - pad) as usize).clamp(low + 1, len))
         };
-        let (left, right) = span(placement.pad.0, width);
-        let (top, bottom) = span(placement.pad.1, height);
+        let (left, right) = span(pad.0, width);
+        let (top, bottom) = span(pad.1, height);
         Self { top, bottom, left, right }
     }
 }
@@ -255,8 +269,8 @@ impl Zoom {
         Window { top, bottom, left, right }
     }
 
-    /// The mask of a plane inside a window of the mask, which has the values that `inside` says; the rest is 0.
-    fn resized(&self, plane: &Plane, window: &Window, inside: impl Fn(f32) -> bool) -> Mask {
+    /// The mask of a plane inside a window of the mask; the rest is 0.
+    fn resized(&self, plane: &Plane, window: &Window) -> Mask {
         let (height, width) = (self.rows.len(), self.columns.len());
         let mut mask = Mask { width: width as u32, height: height as u32, data: vec![0; width * height] };
         let rows = mask.data.chunks_exact_mut(width).zip(&self.rows);
@@ -266,7 +280,7 @@ impl Zoom {
             let span = window.left..window.right;
             for (out, column) in out[span.clone()].iter_mut().zip(&self.columns[span]) {
                 let along = |line: &[f32]| line[column.low] * (1.0 - column.part) + line[column.high] * column.part;
-                *out = u8::from(inside(along(low) * (1.0 - row.part) + along(high) * row.part));
+                *out = u8::from(more_than_half(along(low) * (1.0 - row.part) + along(high) * row.part));
             }
         }
         mask

@@ -9,7 +9,7 @@ mod nms;
 mod polygon;
 
 pub use boxes::{clip_boxes, round_boxes, scale_boxes};
-pub use masks::{crop_mask, process_mask, process_mask_native, scale_mask};
+pub use masks::{crop_mask, process_mask, process_mask_native, scale_mask, unpad_mask};
 pub(crate) use nms::OBJECTNESS;
 pub use nms::{Candidate, NmsOptions, nms, nms_batch};
 pub use polygon::{contours, largest_contour, scale_segments};

@@ -326,6 +326,10 @@ fn crops_and_scales_masks() {
     let mask_of = |data: [u8; 16]| Mask { width: 4, height: 4, data: data.to_vec() };
     let half = scale_mask(&mask_of([1, 0, 0, 0, 1, 0, 0, 0, 1, 1, 0, 0, 0, 1, 1, 0]), (2, 2)).unwrap();
     assert_eq!(half.data, [1, 0, 1, 0]);
+    // cv2.resize of [[0,1],[1,1],[1,1],[1,0]] to 3x3: 7/12 inside at two corners is lost in OpenCV's few bits.
+    let tall = Mask { width: 2, height: 4, data: vec![0, 1, 1, 1, 1, 1, 1, 0] };
+    assert_eq!(unpad_mask(&tall, (0.0, 0.0), (3, 3)).unwrap().data, [0, 0, 1, 1, 1, 1, 1, 0, 0]);
+    assert_eq!(unpad_mask(&tall, (0.0, 1.5), (2, 2)).unwrap().data, [1; 4]);
     assert!(scale_mask(&Mask { width: 4, height: 4, data: vec![1; 15] }, (4, 8)).is_err());
     assert!(scale_mask(&mask, (0, 8)).is_err());
 }

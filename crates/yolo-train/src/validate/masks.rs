@@ -65,15 +65,6 @@ pub fn mask_iou(labels: &[BitMask], detections: &[BitMask]) -> Vec<f32> {
 ///
 /// A plane whose values do not match `from`, or a side of 0, gives zeros.
 pub fn resize_mask(plane: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<bool> {
-    resized(plane, from, to, |value| value > 0.5)
-}
-
-/// The same as OpenCV resizes masks of bytes, which rounds one half up.
-pub(super) fn scale_mask(plane: &[f32], from: (usize, usize), to: (usize, usize)) -> Vec<bool> {
-    resized(plane, from, to, |value| value >= 0.5)
-}
-
-fn resized(plane: &[f32], from: (usize, usize), to: (usize, usize), inside: impl Fn(f32) -> bool) -> Vec<bool> {
     if plane.is_empty() || plane.len() != from.0 * from.1 {
         return vec![false; to.0 * to.1];
     }
@@ -83,7 +74,7 @@ fn resized(plane: &[f32], from: (usize, usize), to: (usize, usize), inside: impl
         let [low, high] = [row.low, row.high].map(|y| &plane[y * from.1..][..from.1]);
         out.extend(columns.iter().map(|column| {
             let along = |line: &[f32]| line[column.low] * (1.0 - column.part) + line[column.high] * column.part;
-            inside(along(low) * (1.0 - row.part) + along(high) * row.part)
+            along(low) * (1.0 - row.part) + along(high) * row.part > 0.5
         }));
     }
     out
@@ -117,7 +108,6 @@ mod tests {
     fn shrinking_by_four_reads_the_two_in_the_middle() {
         // A row of eight becomes two: each is the mean of its second and third.
         let halved = [1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 0.0];
-        assert_eq!(scale_mask(&halved, (4, 4), (2, 2)), [true, false, true, false]);
         assert_eq!(resize_mask(&halved, (4, 4), (2, 2)), [false, false, true, false]);
         let shrink = |row: [f32; 8]| resize_mask(&row.repeat(4), (4, 8), (1, 2));
         assert_eq!(shrink([1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0]), [false, true], "one half is not inside");

@@ -7,12 +7,12 @@ use candle_core::{DType, Tensor};
 use rayon::prelude::*;
 use yolo_core::Mask;
 use yolo_core::picture::Placement;
-use yolo_core::post::{Candidate, NmsOptions, nms_batch, process_mask, process_mask_native, scale_boxes};
+use yolo_core::post::{Candidate, NmsOptions, nms_batch, process_mask, process_mask_native, scale_boxes, unpad_mask};
 
 use super::average_precision::Statistics;
 use super::coco::{Annotation, CocoResults, ImageId, Record, Rle};
 use super::confusion::ConfusionMatrix;
-use super::masks::{BitMask, mask_iou, resize_mask, scale_mask};
+use super::masks::{BitMask, mask_iou, resize_mask};
 use super::matching::{box_iou, match_detections};
 use super::network::Network;
 use super::report::{Report, Summary, Times};
@@ -343,7 +343,7 @@ impl Picture<'_> {
             let of_found: Vec<BitMask> = found.masks.iter().map(BitMask::from).collect();
             right_masks = Some(match_detections(&mask_iou(&of_labels, &of_found), &self.labels.classes, &classes));
         }
-        let coco = coco.map(|categories| self.coco(&found, &label_boxes, &label_masks, categories));
+        let coco = coco.map(|categories| self.coco(&found, &label_boxes, &label_masks, categories)).transpose()?;
         Ok((found, Judged { boxes: right, masks: right_masks, label_boxes, coco }))
     }
 
@@ -403,35 +403,31 @@ impl Picture<'_> {
         label_boxes: &[[f32; 4]],
         label_masks: &[Vec<bool>],
         categories: &[u64],
-    ) -> (ImageId, Vec<Annotation>, Vec<Record>) {
+    ) -> Result<(ImageId, Vec<Annotation>, Vec<Record>)> {
         let image = ImageId::of_file(&self.origin.path);
         let category = |class: usize| categories.get(class).copied().unwrap_or(class as u64);
         let records = found.candidates.iter().zip(&found.boxes).enumerate().map(|(index, (candidate, bbox))| {
-            let mask = found.masks.get(index).map(|mask| self.at_picture(mask.data.iter().map(|&inside| inside != 0)));
-            Record::new(image.clone(), category(candidate.class), *bbox, candidate.confidence, mask)
+            let mask = found.masks.get(index).map(|mask| self.at_picture(mask)).transpose()?;
+            Ok(Record::new(image.clone(), category(candidate.class), *bbox, candidate.confidence, mask))
         });
-        let records = records.collect();
+        let records = records.collect::<Result<_>>()?;
         let annotations = label_boxes.iter().zip(&self.labels.classes).enumerate().map(|(index, (bbox, &class))| {
-            let mask = label_masks.get(index).map(|mask| self.at_picture(mask.iter().copied()));
-            Annotation::new(image.clone(), category(class), *bbox, mask)
+            let of_pixels = |pixels: &Vec<bool>| {
+                let data = pixels.iter().copied().map(u8::from).collect();
+                self.at_picture(&Mask { width: self.size.1 as u32, height: self.size.0 as u32, data })
+            };
+            let mask = label_masks.get(index).map(of_pixels).transpose()?;
+            Ok(Annotation::new(image.clone(), category(class), *bbox, mask))
         });
-        let annotations = annotations.collect();
-        (image, annotations, records)
+        let annotations = annotations.collect::<Result<_>>()?;
+        Ok((image, annotations, records))
     }
 
     /// A mask of the input's size brought to the picture's: the border is cut off, the rest resized.
-    fn at_picture(&self, mask: impl Iterator<Item = bool>) -> Rle {
-        let (height, width) = self.size;
-        let plane: Vec<f32> = mask.map(f32::from).collect();
-        let span = |pad: f32, len: usize| {
-            let low = (pad.max(0.0) as usize).min(len.saturating_sub(1));
-            low..((len as f32 - pad) as usize).clamp((low + 1).min(len), len)
-        };
-        let (columns, rows) = (span(self.origin.pad.0, width), span(self.origin.pad.1, height));
-        let inner: Vec<f32> = rows.clone().flat_map(|y| &plane[y * width..][columns.clone()]).copied().collect();
-        let size = self.origin.size;
-        let data = scale_mask(&inner, (rows.len(), columns.len()), size).into_iter().map(u8::from).collect();
-        Rle::of_mask(&Mask { width: size.1 as u32, height: size.0 as u32, data })
+    fn at_picture(&self, mask: &Mask) -> Result<Rle> {
+        let pad = (f64::from(self.origin.pad.0), f64::from(self.origin.pad.1));
+        let size = (self.origin.size.0 as u32, self.origin.size.1 as u32);
+        Ok(Rle::of_mask(&unpad_mask(mask, pad, size)?))
     }
 }
 
