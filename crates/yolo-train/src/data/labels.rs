@@ -159,10 +159,12 @@ fn check(row: &[f32]) -> Result<(), String> {
     if columns > MAX_BOX_COLUMNS && columns.is_multiple_of(2) {
         return Err(format!("an outline has a class and pairs of x and y, got {columns} columns"));
     }
-    if let Some(value) = row.iter().find(|value| **value < 0.0) {
+    // Of an outline single corners may lie outside the picture, as in YOLOv5: its box is what counts.
+    let bbox = if columns > MAX_BOX_COLUMNS { &bounds(row[1..].as_chunks().0)[..] } else { &row[1..] };
+    if let Some(value) = row[..1].iter().chain(bbox).find(|value| **value < 0.0) {
         return Err(format!("negative value {value}"));
     }
-    if let Some(value) = row[1..].iter().find(|value| **value > 1.0) {
+    if let Some(value) = bbox.iter().find(|value| **value > 1.0) {
         return Err(format!("{value} is more than 1: coordinates are shares of the picture's sides"));
     }
     if row[0].fract() != 0.0 || row[0] > 1e6 {
@@ -224,6 +226,13 @@ mod tests {
     }
 
     #[test]
+    fn corners_of_an_outline_may_lie_outside_the_picture() {
+        let (labels, _) = parsed("1 -0.25 0.25 0.75 0.25 0.5 1.25").unwrap();
+        assert_eq!(labels.boxes, [[0.25, 0.75, 1.0, 1.0]]);
+        assert_eq!(labels.segments[0], [[-0.25, 0.25], [0.75, 0.25], [0.5, 1.25]]);
+    }
+
+    #[test]
     fn bad_rows_are_named() {
         for (text, expected) in [
             ("0 .5 .5 .5 .5\n0 .5 .5 .5", "line 2: a box has 5 columns (class cx cy w h), got 4"),
@@ -232,6 +241,8 @@ mod tests {
             ("0 .5 -.5 .5 .5", "line 1: negative value -0.5"),
             ("-1 .5 .5 .5 .5", "line 1: negative value -1"),
             ("0 .5 1.5 .5 .5", "line 1: 1.5 is more than 1: coordinates are shares of the picture's sides"),
+            ("0 -.5 .5 .25 .5 .25 .75", "line 1: negative value -0.125"),
+            ("0 .5 .5 .5 1.75 .25 1.75", "line 1: 1.125 is more than 1: coordinates are shares of the picture's sides"),
             ("0 .5 nan .5 .5", "line 1: \"nan\" is no number"),
             ("cat .5 .5 .5 .5", "line 1: \"cat\" is no number"),
             ("0.5 .5 .5 .5 .5", "line 1: 0.5 is no class: a whole number from 0 on is expected"),
