@@ -99,7 +99,8 @@ pub(crate) fn make(
     }
     if wanted.crops {
         for found in detections.iter().rev() {
-            let crop = encode(&picture::crop(&image, found.bbox)?, Path::new("crop.jpg"))?;
+            // The crop keeps its colours at full resolution, as YOLOv5's do: it is what classifiers are trained on.
+            let crop = jpeg(&picture::crop(&image, found.bbox)?, file, Subsampling::S444)?;
             record.crops.push((class_name(names, found.class), crop));
         }
     }
@@ -123,21 +124,27 @@ pub(crate) fn picture_ending(file: &Path) -> String {
 
 /// Encodes a picture in the format of a file name's ending; JPEG where it names none.
 fn encode(image: &RgbImage, file: &Path) -> anyhow::Result<Vec<u8>> {
-    let problem = |error: &dyn Display| Error::picture(file, format!("the drawn picture cannot be encoded: {error}"));
     let format = file.extension().and_then(ImageFormat::from_extension).filter(ImageFormat::writing_enabled);
     match format {
         Some(format) if format != ImageFormat::Jpeg => {
             let mut bytes = Cursor::new(Vec::new());
-            image.write_to(&mut bytes, format).map_err(|error| problem(&error))?;
+            image.write_to(&mut bytes, format).map_err(|error| unencoded(file, &error))?;
             Ok(bytes.into_inner())
         }
-        _ => {
-            // As OpenCV writes it; the image crate's encoder would take longer than a small network.
-            let (width, height) = (image.width() as usize, image.height() as usize);
-            let encoded = compress(image, width, height, PixelFormat::Rgb, JPEG_QUALITY, Subsampling::S420);
-            encoded.map_err(|error| problem(&error).into())
-        }
+        // As OpenCV writes it.
+        _ => jpeg(image, file, Subsampling::S420),
     }
+}
+
+/// Encodes a picture as JPEG; the image crate's encoder would take longer than a small network.
+fn jpeg(image: &RgbImage, file: &Path, subsampling: Subsampling) -> anyhow::Result<Vec<u8>> {
+    let (width, height) = (image.width() as usize, image.height() as usize);
+    let encoded = compress(image, width, height, PixelFormat::Rgb, JPEG_QUALITY, subsampling);
+    encoded.map_err(|error| unencoded(file, &error).into())
+}
+
+fn unencoded(file: &Path, error: &dyn Display) -> Error {
+    Error::picture(file, format!("the drawn picture cannot be encoded: {error}"))
 }
 
 /// One line of a label file, fractions computed in f32 and printed with `%g` as YOLOv5 does.
@@ -321,6 +328,21 @@ mod tests {
         }
         let error = encode(&RgbImage::new(65_536, 1), Path::new("long.jpg")).unwrap_err().to_string();
         assert!(error.contains("long.jpg") && error.contains("65535"), "{error}");
+    }
+
+    #[test]
+    fn crops_keep_every_pixels_colour() {
+        // Columns of red and blue by turns: with colours of half the resolution all would be purple.
+        let image =
+            RgbImage::from_fn(40, 24, |x, _| image::Rgb(if x % 2 == 0 { [230, 30, 30] } else { [30, 30, 230] }));
+        let detections = [found([6.0, 6.0, 34.0, 18.0], 0, 0.9)];
+        let wanted = Wanted { picture: false, ..everything() };
+        let record = make(image.clone(), &detections, &[], &Source::Stdin, Path::new("stdin.jpg"), &wanted).unwrap();
+        let crop = image::load_from_memory(&record.crops[0].1).unwrap().into_rgb8();
+        let expected = picture::crop(&image, detections[0].bbox).unwrap();
+        assert_eq!(crop.dimensions(), expected.dimensions());
+        let off = crop.iter().zip(expected.iter()).map(|(a, b)| a.abs_diff(*b)).max();
+        assert!(off <= Some(30), "{off:?}");
     }
 
     #[test]
