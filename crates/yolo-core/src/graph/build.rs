@@ -10,6 +10,8 @@ use crate::{Error, Result, text};
 
 /// Strides are measured on a picture of this size.
 const PROBE: usize = 256;
+/// Some hundred times as many operations as the largest network of the zoo has; repeats of repeats would fill any memory.
+const MAX_NODES: usize = 1 << 16;
 
 pub(super) fn graph(config: &NetworkConfig) -> Result<Graph> {
     // A file's number is checked where it is read; this one may come from `NetworkConfig::with_classes`.
@@ -176,14 +178,23 @@ impl Builder<'_> {
 
     fn trace(&mut self, i: usize, block: &dyn Block, inputs: &[NodeId], repeats: usize) -> Result<NodeId, String> {
         let tracer = &mut self.tracer;
+        let bounded = |t: &mut Tracer, inputs: &[NodeId]| {
+            let node = block.trace(t, inputs)?;
+            if t.nodes.len() > MAX_NODES {
+                return Err(format!(
+                    "the network has more than {MAX_NODES} operations: are the numbers of repeats and `depth_multiple` as they should be?"
+                ));
+            }
+            Ok(node)
+        };
         tracer.scoped("model", |t| {
             t.module(i.to_string(), |t| {
                 if repeats <= 1 {
-                    return block.trace(t, inputs);
+                    return bounded(t, inputs);
                 }
                 let mut x = inputs.to_vec();
                 for k in 0..repeats {
-                    x = vec![t.module(k.to_string(), |t| block.trace(t, &x))?];
+                    x = vec![t.module(k.to_string(), |t| bounded(t, &x))?];
                 }
                 x.first().copied().ok_or_else(|| "no repeats".to_owned())
             })

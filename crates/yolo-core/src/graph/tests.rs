@@ -113,6 +113,16 @@ fn numbers_of_classes_are_bounded() {
 }
 
 #[test]
+fn repeats_of_repeats_are_bounded() {
+    for row in ["[-1, 1000, nn.MaxPool2d, [3, 1, 1]]", "[-1, 10, C3, [8]], [-1, 1000, Bottleneck, [8]]"] {
+        let yaml =
+            format!("nc: 1\ndepth_multiple: 100\nwidth_multiple: 1\nanchors: 3\nch: 8\nbackbone: [{row}]\nhead: []\n");
+        let text = Graph::new(&NetworkConfig::parse("net.yaml", &yaml).unwrap()).expect_err(row).to_string();
+        assert!(text.contains("more than 65536 operations") && text.contains("depth_multiple"), "{text}");
+    }
+}
+
+#[test]
 fn repeats_round_half_to_even() {
     let yaml = "nc: 1\ndepth_multiple: 0.5\nwidth_multiple: 0.25\nanchors: 3\nbackbone: [[-1, 5, C3, [64]], [-1, 7, C3, [64]], [-1, 1, C3, [68]]]\nhead: []\n";
     let graph = Graph::new(&NetworkConfig::parse("a", yaml).unwrap()).unwrap();
