@@ -270,12 +270,13 @@ impl Graph {
     }
 }
 
-/// Reverses the levels where the anchors' areas fall while the strides rise, or the other way round.
+/// Reverses the levels where the anchors' areas fall while the strides rise, or the other way round; and, as YOLOv5 does, where the first
+/// and the last level have one stride and areas differ.
 fn order_anchors(values: &mut [f32], level: usize, strides: &[f64]) {
     let area = |list: &[f32]| list.chunks(2).map(|side| side.iter().product::<f32>()).sum::<f32>();
     let areas: Vec<f32> = values.chunks(level).map(area).collect();
     let ([first, .., last], [near, .., far]) = (areas.as_slice(), strides) else { return };
-    if first != last && (last > first) != (far > near) {
+    if first != last && last.partial_cmp(first) != far.partial_cmp(near) {
         let reversed: Vec<f32> = values.chunks(level).rev().flatten().copied().collect();
         values.copy_from_slice(&reversed);
     }

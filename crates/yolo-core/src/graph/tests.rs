@@ -123,6 +123,28 @@ fn repeats_of_repeats_are_bounded() {
 }
 
 #[test]
+fn anchors_follow_the_strides() {
+    let (rising, falling) = ("[[4, 4], [9, 9], [16, 16]]", "[[16, 16], [9, 9], [4, 4]]");
+    let first_and_last = |anchors: &str, levels: &str| {
+        let yaml = format!(
+            "nc: 1\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: {anchors}\nbackbone: [[-1, 1, Conv, [8, 3, 2]], [-1, 1, Conv, [8, 3, 2]]]\nhead: [[{levels}, 1, Detect, [nc, anchors]]]\n"
+        );
+        let graph = Graph::new(&NetworkConfig::parse("a", &yaml).unwrap()).unwrap();
+        let anchors = graph.params().iter().find(|param| param.name.ends_with(".anchors")).unwrap();
+        let Init::Values(values) = &anchors.init else { unreachable!() };
+        let pixels = |level: usize| values[2 * level] * graph.strides()[level] as f32;
+        (pixels(0), pixels(2))
+    };
+    for (levels, expected) in [("[0, 0, 1]", (4.0, 16.0)), ("[1, 0, 0]", (16.0, 4.0))] {
+        assert_eq!(first_and_last(rising, levels), expected, "{levels}");
+        assert_eq!(first_and_last(falling, levels), expected, "{levels}");
+    }
+    // Where strides say nothing, YOLOv5 reverses either order.
+    assert_eq!(first_and_last(rising, "[0, 1, 0]"), (16.0, 4.0));
+    assert_eq!(first_and_last(falling, "[0, 1, 0]"), (4.0, 16.0));
+}
+
+#[test]
 fn repeats_round_half_to_even() {
     let yaml = "nc: 1\ndepth_multiple: 0.5\nwidth_multiple: 0.25\nanchors: 3\nbackbone: [[-1, 5, C3, [64]], [-1, 7, C3, [64]], [-1, 1, C3, [68]]]\nhead: []\n";
     let graph = Graph::new(&NetworkConfig::parse("a", yaml).unwrap()).unwrap();
