@@ -274,3 +274,21 @@ fn memory_that_the_system_does_not_give_is_an_error() {
     let problem = plan.session().unwrap_err().to_string();
     assert!(problem.contains("a batch of 1024 at 65536x131072 takes") && problem.contains("smaller"), "{problem}");
 }
+
+/// A file may nest what moves nothing deeper than the stack of a thread is.
+#[test]
+fn joined_and_enlarged_maps_nest_to_any_depth() {
+    let start = "nc: 1\nch: 8\ndepth_multiple: 60\nwidth_multiple: 1\nanchors: 3\nhead: []\nbackbone:\n  - [-1, 1, Conv, [8]]\n";
+    let enlarged = "  - [-1, 1000, nn.Upsample, [None, 1, nearest]]\n";
+    let joined = "  - [[-1], 1, Concat, [1]]\n".repeat(4000);
+    for nested in [enlarged, &joined] {
+        // The last one takes its input in one piece.
+        let yaml = format!("{start}{nested}  - [-1, 1, nn.MaxPool2d, [3, 1, 1]]\n");
+        let graph = Graph::new(&NetworkConfig::parse("deep.yaml", &yaml).unwrap()).unwrap();
+        let weights = random_weights(&graph);
+        let x = wave([1, 8, 4, 4]);
+        let model = Model::from_weights(graph.clone(), &weights, &Device::Cpu, DType::F32).unwrap();
+        let expected = model.run(&x).unwrap().main;
+        assert!(difference(&run(&graph, &weights, &x, 1).main, &expected) < TOLERANCE);
+    }
+}

@@ -43,25 +43,48 @@ impl<'a> Pieces<'a> {
     }
 
     /// As [`Pieces::of`], though the value itself be copied.
+    ///
+    /// Without recursion: a file may nest them deeper than a thread's stack is.
     pub(super) fn through(&self, value: NodeId) -> Vec<Piece> {
-        let node = &self.graph.nodes()[value];
-        match &node.op {
-            Op::Concat => node.inputs.iter().flat_map(|&input| self.of(input)).collect(),
-            Op::Upsample { scale } if scale.is_power_of_two() => {
-                let enlarge = |piece: Piece| Piece { shift: piece.shift + scale.trailing_zeros(), ..piece };
-                self.of(node.inputs[0]).into_iter().map(enlarge).collect()
+        let mut pieces: Vec<Piece> = Vec::new();
+        let mut open = vec![Open::Value(value, 0)];
+        while let Some(next) = open.pop() {
+            let (id, shift) = match next {
+                Open::Value(id, shift) => (id, shift),
+                Open::Narrow { first, channels } => {
+                    let mut left = channels;
+                    for piece in &mut pieces[first..] {
+                        piece.channels = piece.channels.min(left);
+                        left -= piece.channels;
+                    }
+                    while pieces.len() > first && pieces.last().is_some_and(|piece| piece.channels == 0) {
+                        pieces.pop();
+                    }
+                    continue;
+                }
+            };
+            let node = &self.graph.nodes()[id];
+            match &node.op {
+                _ if id != value && self.settled.contains(&id) => pieces.push(Piece { shift, ..self.whole(id) }),
+                Op::Concat => open.extend(node.inputs.iter().rev().map(|&input| Open::Value(input, shift))),
+                Op::Upsample { scale } if scale.is_power_of_two() => {
+                    open.push(Open::Value(node.inputs[0], shift + scale.trailing_zeros()));
+                }
+                Op::Narrow { channels } => {
+                    open.push(Open::Narrow { first: pieces.len(), channels: *channels });
+                    open.push(Open::Value(node.inputs[0], shift));
+                }
+                _ => pieces.push(Piece { shift, ..self.whole(id) }),
             }
-            Op::Narrow { channels } => {
-                let mut left = *channels;
-                let mut first = self.of(node.inputs[0]);
-                first.retain_mut(|piece| {
-                    piece.channels = piece.channels.min(left);
-                    left -= piece.channels;
-                    piece.channels > 0
-                });
-                first
-            }
-            _ => vec![self.whole(value)],
         }
+        pieces
     }
+}
+
+/// What is still to be done to find the pieces of a value.
+enum Open {
+    /// The pieces of a value that is read enlarged by `1 << shift`.
+    Value(NodeId, u32),
+    /// Of the pieces from `first` on, only so many channels.
+    Narrow { first: usize, channels: usize },
 }
