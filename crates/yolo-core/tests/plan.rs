@@ -179,9 +179,11 @@ fn tuning_is_kept_and_obeyed() {
     assert_eq!(kernels("winograd"), 0);
     std::fs::write(&file, text.replace(": direct", ": winograd")).unwrap();
     assert!(kernels("winograd") >= entries);
-    std::fs::write(&file, "- no map").unwrap();
-    let error = Plan::compile(&graph, &weights, &options).unwrap_err().to_string();
-    assert!(error.contains("tuning.yaml"), "{error}");
+    for damaged in [&b"- no map"[..], b"\xff\xfe"] {
+        std::fs::write(&file, damaged).unwrap();
+        let error = Plan::compile(&graph, &weights, &options).unwrap_err().to_string();
+        assert!(error.contains("tuning.yaml") && error.contains("remove it"), "{error}");
+    }
 }
 
 /// Plans of one network and size differ in memory and steps all the same.

@@ -38,12 +38,12 @@ pub(super) struct Tuning {
 impl Tuning {
     /// What the file says, where there is one.
     pub(super) fn open(file: &Path, threads: usize) -> Result<Self> {
-        let text = match fs::read_to_string(file) {
+        let text = match fs::read(file) {
             Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             Err(error) => return Err(Error::io(file, error)),
         };
-        let fastest: Option<BTreeMap<String, String>> = serde_yaml::from_str(&text).map_err(|error| {
+        let fastest: Option<BTreeMap<String, String>> = serde_yaml::from_slice(&text).map_err(|error| {
             let problem = format!("{}: {error}; it should hold one algorithm a convolution: remove it", file.display());
             Error::Argument { argument: "tuning", problem }
         })?;
