@@ -1,7 +1,8 @@
 //! Pictures: reading them as YOLOv5 does, fitting them into a network's input, and drawing what was found.
 //!
 //! Everything that decides a detection follows OpenCV to the bit: [`resize_bilinear`] is its 8-bit `INTER_LINEAR`, and
-//! [`open`] decodes to three 8-bit channels as `imread(..., IMREAD_COLOR)` does (a JPEG decoder may differ in the last digit).
+//! [`open`] decodes to three 8-bit channels as `imread(..., IMREAD_COLOR)` does, but for JPEG files: another decoder differs by up to 5 of 255,
+//! in the last two columns by more where colours change sharply.
 //! The channel order is RGB throughout.
 
 mod draw;
