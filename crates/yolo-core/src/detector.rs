@@ -219,7 +219,7 @@ impl Detector {
         }
         let known = weights.metadata().names.as_deref().unwrap_or_default();
         let name = |class: usize| known.get(class).cloned().unwrap_or_else(|| format!("class{class}"));
-        let names = (0..config.nc).map(name).collect();
+        let names = (0..graph.num_classes()).map(name).collect();
         let engine = Engine::new(&graph, weights, device, dtype)?;
         Ok(Self { graph, engine, names, options: DetectOptions::default(), device: device.clone(), dtype })
     }

@@ -90,3 +90,13 @@ fn runs_beside_each_other_give_what_each_gives_alone() {
     assert_eq!(got, expected);
     assert!(expected.iter().any(|found| *found != expected[0]));
 }
+
+#[test]
+fn every_class_of_the_head_has_a_name() {
+    let yaml = "nc: 2\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: 3\nbackbone:\n  - [-1, 1, Conv, [8, 6, 4, 2]]\n  - [-1, 1, Conv, [8, 3, 2]]\nhead:\n  - [[0, 1], 1, Detect, [7, anchors]]\n";
+    let config = NetworkConfig::parse("own.yaml", yaml).unwrap();
+    let graph = Graph::new(&config).unwrap();
+    let weights = Weights::from_tensors(graph.init(1, &Device::Cpu).unwrap(), Default::default());
+    let detector = Detector::load(&weights, Some(&config), &Device::Cpu, DType::F32).unwrap();
+    assert_eq!(detector.names().len(), 7);
+}

@@ -203,6 +203,14 @@ impl Graph {
         self.modules
     }
 
+    /// Classes that a box's scores are of: `nc`, but where the head names another number (0 where there is no head).
+    pub fn num_classes(&self) -> usize {
+        match self.nodes.get(self.output.main()).map(|node| &node.op) {
+            Some(Op::Detect { classes, .. }) => *classes,
+            _ => 0,
+        }
+    }
+
     /// Mask coefficients of a box (0 where the network does not segment).
     pub fn num_masks(&self) -> usize {
         match self.nodes.get(self.output.main()).map(|node| &node.op) {

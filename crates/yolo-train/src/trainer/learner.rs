@@ -61,6 +61,15 @@ impl Learner {
             let problem = format!("{} reads {} channels, a picture has 3", config.name, config.channels);
             return Err(Error::Argument { argument: "cfg", problem });
         }
+        if graph.num_classes() != config.nc {
+            let problem = format!(
+                "the head of {} has {} classes of its own, the data set {}: write `nc` for their number in the last row",
+                config.name,
+                graph.num_classes(),
+                config.nc
+            );
+            return Err(Error::Argument { argument: "cfg", problem });
+        }
         let mut values = graph.init(seed, device)?;
         let transfer = transfer(&graph, &mut values, weights, own_anchors.then_some(anchors), device)?;
         let frozen = |name: &str| freeze.iter().any(|layer| name.starts_with(&format!("model.{layer}.")));

@@ -187,3 +187,11 @@ fn gradients_left_without_a_step_end_with_their_epoch() {
     assert_ne!(first, second);
     assert_eq!(second, third);
 }
+
+#[test]
+fn a_head_with_classes_of_its_own_is_told() {
+    let (folder, options) = place();
+    fs::write(folder.path().join("network.yaml"), NETWORK.replace("[nc, anchors]", "[30, anchors]")).unwrap();
+    let problem = Trainer::new(options, Hyp::default(), &Device::Cpu, &mut |_: Event<'_>| {}).unwrap_err().to_string();
+    assert!(problem.contains("has 30 classes of its own, the data set 5: write `nc`"), "{problem}");
+}

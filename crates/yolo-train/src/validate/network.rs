@@ -52,8 +52,8 @@ impl Network {
             return Err(yolo_core::Error::Config { file: config.name, problem }.into());
         }
         let known = weights.metadata().names.as_deref().unwrap_or_default();
-        let names = (0..config.nc).map(|class| known.get(class).cloned().unwrap_or_else(|| format!("class{class}")));
-        let names = names.collect();
+        let name = |class: usize| known.get(class).cloned().unwrap_or_else(|| format!("class{class}"));
+        let names = (0..graph.num_classes()).map(name).collect();
         let engine = match Precision::of(dtype).filter(|_| device.is_cpu()) {
             Some(precision) => {
                 precision.check()?;
