@@ -37,7 +37,7 @@ pub struct DetectOptions {
     pub rect: bool,
     /// Make masks at the picture's resolution instead of the network's.
     pub retina_masks: bool,
-    /// See each picture in three sizes, in one of them mirrored ([`augment`](crate::augment)): more is found, in two to three times
+    /// See each picture in three sizes, in one of them mirrored ([`augment`]): more is found, in two to three times
     /// the time. Detection only.
     pub augment: bool,
 }

@@ -40,11 +40,15 @@ const FALLBACK_NAMES: [&str; 20] = [
     "arialunicode",
 ];
 
+/// More pixels an em than any picture has use for; glyphs are drawn whole before they are cut off.
+const LARGEST: f32 = 4096.0;
+
 /// A size's share that a character in no font takes, as a hollow box.
 const MISSING_ADVANCE: f32 = 0.6;
 
 /// One line of text, laid out from its left end and baseline, in the embedded Roboto and, where that lacks a character, a font of
 /// the system.
+#[derive(Debug)]
 pub struct TextLine {
     /// Width in pixels.
     pub width: f32,
@@ -52,14 +56,16 @@ pub struct TextLine {
     pieces: Vec<(f32, Piece)>,
 }
 
+#[derive(Debug)]
 enum Piece {
     Glyph(FontArc, PxScale, GlyphId),
     Missing,
 }
 
 impl TextLine {
-    /// Lays out `text`, letters of `size` pixels an em.
+    /// Lays out `text`, letters of `size` pixels an em, from 1 to 4096; others are taken for the nearest of these.
     pub fn new(text: &str, size: f32) -> Self {
+        let size = if size.is_nan() { 1.0 } else { size.clamp(1.0, LARGEST) };
         let mut line = Self { width: 0.0, size, pieces: Vec::new() };
         let mut before: Option<(FontArc, GlyphId)> = None;
         for character in text.chars().filter(|&c| !is_invisible(c)) {
@@ -213,6 +219,9 @@ mod tests {
         assert_eq!(width("a\u{FE0F}\u{200B}b"), width("ab"));
         assert_eq!(width("a\nb"), width("a b"));
         assert_eq!(width(""), 0.0);
+        for (size, taken) in [(f32::INFINITY, LARGEST), (f32::NAN, 1.0), (-3.0, 1.0)] {
+            assert_eq!(TextLine::new("a", size).width, TextLine::new("a", taken).width);
+        }
         // No font has a noncharacter.
         assert_eq!(width("\u{FFFE}"), 12.0);
     }
