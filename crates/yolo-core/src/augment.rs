@@ -24,13 +24,14 @@ struct View {
 /// Checks that a network's rows can be put together: it must be one for detection. Masks' prototypes of three sizes cannot.
 ///
 /// # Errors
-/// [`Error::Argument`] of a network for segmentation.
+/// [`Error::Argument`] of a network for segmentation, or without a head.
 pub fn check(graph: &Graph) -> Result<()> {
-    if graph.num_masks() == 0 {
-        return Ok(());
-    }
-    let problem = "masks of several sizes cannot be put together: it takes a network for detection".into();
-    Err(Error::Argument { argument: "augment", problem })
+    let problem = match (graph.strides().is_empty(), graph.num_masks()) {
+        (false, 0) => return Ok(()),
+        (true, _) => "the network has no boxes: it takes one for detection",
+        (false, _) => "masks of several sizes cannot be put together: it takes a network for detection",
+    };
+    Err(Error::Argument { argument: "augment", problem: problem.into() })
 }
 
 /// Height and width of what the network sees of a batch of height and width `size`.
@@ -66,12 +67,12 @@ fn together(graph: &Graph, x: &Tensor, rows: &[Tensor]) -> Result<Tensor> {
     let (_, _, _, width) = x.dims4()?;
     let levels = graph.strides().len() as u32;
     // Cells of all levels, where the last one has one and each before it four times as many as the next.
-    let cells: usize = (0..levels).map(|level| 4usize.pow(level)).sum();
+    let cells = (0..levels).fold(0usize, |cells, level| cells.saturating_add(4usize.saturating_pow(level)));
     let mut all = Vec::with_capacity(VIEWS.len());
     for (index, (view, rows)) in VIEWS.iter().zip(rows).enumerate() {
         let rows = rows.to_device(&Device::Cpu)?.to_dtype(DType::F32)?;
         let count = rows.dim(1)?;
-        let (first, last) = (count / cells * 4usize.pow(levels.saturating_sub(1)), count / cells);
+        let (first, last) = (count / cells * 4usize.saturating_pow(levels - 1), count / cells);
         let rows = match index {
             0 => rows.narrow(1, 0, count - last)?,
             _ if index + 1 == VIEWS.len() => rows.narrow(1, first, count - first)?,
@@ -157,8 +158,14 @@ mod tests {
     }
 
     #[test]
-    fn masks_are_refused() {
+    fn what_has_no_boxes_or_masks_too_is_refused() {
         let graph = Graph::new(&NetworkConfig::open("yolov5n-seg").unwrap()).unwrap();
         assert!(check(&graph).unwrap_err().to_string().starts_with("augment: masks of several sizes"));
+        let yaml =
+            "nc: 1\ndepth_multiple: 1\nwidth_multiple: 1\nanchors: 3\nhead: []\nbackbone: [[-1, 1, Conv, [8]]]\n";
+        let graph = Graph::new(&NetworkConfig::parse("features.yaml", yaml).unwrap()).unwrap();
+        let x = Tensor::zeros((1, 3, 32, 32), DType::F32, &Device::Cpu).unwrap();
+        let problem = augmented(&graph, &x, |x| Ok::<_, Error>(x.clone())).unwrap_err().to_string();
+        assert_eq!(problem, "augment: the network has no boxes: it takes one for detection");
     }
 }
